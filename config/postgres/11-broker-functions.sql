@@ -1,0 +1,245 @@
+-- The stricter set-up (`setup = "functions"`): the broker's login may do nothing but call five functions, which make, cut and drop
+-- roles whose names begin with one prefix, with groups from one list. Run once for each cluster, as a superuser, in the
+-- broker's own database (`dbname` of the target).
+--
+--   psql -v broker=countersign -v prefix=cs_ -d postgres -f 11-broker-functions.sql        then   \password countersign
+--   INSERT INTO countersign.allowed_group VALUES ('lease_conn'), ('app_read');      -- every group that the catalogue names
+--
+-- Safe to run twice. The blocks between BEGIN and END are those that the broker runs itself in the direct set-up, word for
+-- word (a test compares them); what is checked before each of them is what this set-up adds.
+\set ON_ERROR_STOP on
+\if :{?broker} \else \set broker countersign \endif
+\if :{?prefix} \else \set prefix cs_         \endif
+
+SELECT format('CREATE ROLE %I LOGIN', :'broker') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'broker') \gexec
+ALTER ROLE :"broker" LOGIN NOCREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS INHERIT;
+SELECT 'CREATE ROLE countersign_owner' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'countersign_owner') \gexec
+ALTER ROLE countersign_owner NOLOGIN CREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS;
+-- PostgreSQL 16 and later, for each group:  GRANT app_rw TO countersign_owner WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;
+
+CREATE SCHEMA IF NOT EXISTS countersign AUTHORIZATION countersign_owner;
+REVOKE ALL ON SCHEMA countersign FROM PUBLIC;
+GRANT USAGE ON SCHEMA countersign TO :"broker";
+
+-- The limits. The broker can't read or change them.
+CREATE TABLE IF NOT EXISTS countersign.setting (
+  one boolean PRIMARY KEY DEFAULT true CHECK (one),
+  prefix text NOT NULL CHECK (prefix ~ '^[a-z][a-z0-9_]{2,30}$' AND NOT starts_with(prefix, 'pg_')),
+  life_secs_max int NOT NULL DEFAULT 86400,
+  connections_max int NOT NULL DEFAULT 100
+);
+CREATE TABLE IF NOT EXISTS countersign.allowed_group (name text PRIMARY KEY);
+INSERT INTO countersign.setting (prefix) VALUES (:'prefix') ON CONFLICT (one) DO UPDATE SET prefix = excluded.prefix;
+ALTER TABLE countersign.setting OWNER TO countersign_owner;
+ALTER TABLE countersign.allowed_group OWNER TO countersign_owner;
+
+CREATE OR REPLACE FUNCTION countersign.check_name(p_name text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+  IF p_name IS NULL OR p_name !~ '^[a-z0-9_]{4,63}$' OR NOT EXISTS (
+       SELECT FROM countersign.setting WHERE starts_with(p_name, prefix) AND length(p_name) > length(prefix)) THEN
+    RAISE EXCEPTION 'this name is not one of a lease' USING ERRCODE = 'CS004';
+  END IF;
+END $countersign$;
+
+CREATE OR REPLACE FUNCTION countersign.mint(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(p_in->>'name');
+IF EXISTS (SELECT FROM jsonb_array_elements_text(p_in->'groups') AS g WHERE g NOT IN (SELECT name FROM countersign.allowed_group)) THEN
+  RAISE EXCEPTION 'a group is not in countersign.allowed_group' USING ERRCODE = 'CS005';
+END IF;
+IF NOT EXISTS (SELECT FROM countersign.setting WHERE (p_in->>'lifetime_secs')::bigint BETWEEN 1 AND life_secs_max
+                  AND (p_in->>'connection_limit')::int BETWEEN 1 AND connections_max)
+   OR p_in->>'verifier' IS NULL OR NOT starts_with(p_in->>'verifier', 'SCRAM-SHA-256') THEN
+  RAISE EXCEPTION 'more than countersign.setting allows, or no SCRAM verifier' USING ERRCODE = 'CS006';
+END IF;
+-- In: name, verifier, lifetime_secs, connection_limit, groups. Out: oid.
+-- One statement, one transaction: an error leaves nothing behind. A name that is taken (42710) and a group that is
+-- missing (42704) are CREATE ROLE's own errors.
+DECLARE
+  v_name text := p_in->>'name';
+  v_sixteen boolean := current_setting('server_version_num')::int >= 160000;
+  v_groups text;
+  v_bad text;
+BEGIN
+  -- A member may SET ROLE to whatever it reaches, so attributes of groups count although they are not inherited.
+  WITH RECURSIVE reached(oid) AS (
+    SELECT to_regrole(quote_ident(g))::oid FROM jsonb_array_elements_text(p_in->'groups') AS g
+    UNION SELECT m.roleid FROM pg_auth_members m JOIN reached ON m.member = reached.oid)
+  SELECT string_agg(quote_ident(r.rolname), ', ' ORDER BY r.rolname) INTO v_bad FROM reached JOIN pg_roles r USING (oid)
+   WHERE r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls OR r.rolcanlogin
+      OR starts_with(r.rolname, 'pg_') AND r.rolname NOT IN ('pg_read_all_data', 'pg_write_all_data', 'pg_monitor',
+           'pg_read_all_settings', 'pg_read_all_stats', 'pg_stat_scan_tables', 'pg_database_owner');
+  IF v_bad IS NOT NULL THEN
+    RAISE EXCEPTION 'these groups lead to more than data (LOGIN, SUPERUSER, CREATEROLE, server programs …): %', v_bad
+      USING ERRCODE = 'CS003';
+  END IF;
+  SELECT string_agg(DISTINCT quote_ident(g), ', ') INTO v_groups FROM jsonb_array_elements_text(p_in->'groups') AS g;
+  EXECUTE format('CREATE ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT PASSWORD %L'
+                 ' VALID UNTIL %L CONNECTION LIMIT %s %s ROLE %s',
+    v_name, p_in->>'verifier', clock_timestamp() + make_interval(secs => (p_in->>'lifetime_secs')::int),
+    (p_in->>'connection_limit')::int, CASE WHEN v_sixteen THEN '' ELSE 'IN ROLE ' || v_groups END,
+    -- Members, so that they may end its sessions and drop what it owns.
+    quote_ident(session_user) || CASE WHEN current_user = session_user THEN '' ELSE ', ' || quote_ident(current_user) END);
+  IF v_sixteen THEN
+    EXECUTE format('GRANT %s TO %I WITH INHERIT TRUE, SET FALSE', v_groups, v_name);
+  END IF;
+  p_out := jsonb_build_object('oid', to_regrole(quote_ident(v_name))::oid::bigint);
+END;
+END $countersign$;
+
+CREATE OR REPLACE FUNCTION countersign.cut(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
+-- In: lock_ms, roles [{name, saved}]. Out: [{name, oid, moved, errors}].
+-- Each statement has an EXCEPTION block of its own, so that one saboteur doesn't fail the rest. Groups come first:
+-- nothing that a lease can do blocks their REVOKE.
+DECLARE
+  v record;
+  v_row record;
+  v_groups text;
+  v_moved text;
+  v_errors jsonb;
+  v_shared jsonb := '[]';
+BEGIN
+  p_out := '[]';
+  PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
+  FOR v IN SELECT j->>'name' AS name, (j->>'saved')::bigint::oid AS saved, to_regrole(quote_ident(j->>'name'))::oid AS oid
+             FROM jsonb_array_elements(p_in->'roles') AS j LOOP
+    v_errors := '[]';
+    -- An OID without a role shows as a number; a role of such a name would show in quotes.
+    v_moved := CASE WHEN v.saved IS DISTINCT FROM v.oid AND v.saved::regrole::text <> v.saved::text THEN v.saved::regrole::text END;
+    IF v.oid IS NOT NULL THEN
+      BEGIN
+        SELECT string_agg(m.roleid::regrole::text, ', ') INTO v_groups FROM pg_auth_members m WHERE m.member = v.oid;
+        IF v_groups IS NOT NULL THEN
+          EXECUTE format('REVOKE %s FROM %I', v_groups, v.name);
+        END IF;
+      EXCEPTION WHEN OTHERS THEN
+        FOR v_row IN SELECT m.roleid::regrole::text AS granted FROM pg_auth_members m WHERE m.member = v.oid LOOP
+          BEGIN
+            EXECUTE format('REVOKE %s FROM %I', v_row.granted, v.name);
+          EXCEPTION WHEN OTHERS THEN
+            v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'REVOKE', 'message', SQLERRM);
+          END;
+        END LOOP;
+      END;
+      -- What a lease gave away: on 15 a role may grant itself to others, and take itself from the broker.
+      FOR v_row IN SELECT m.roleid::regrole::text AS granted, m.member::regrole::text AS holder FROM pg_auth_members m
+           WHERE m.roleid = v.oid AND m.member NOT IN (session_user::regrole, current_user::regrole) LOOP
+        BEGIN
+          EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.holder);
+        EXCEPTION WHEN OTHERS THEN
+          v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'REVOKE', 'message', SQLERRM);
+        END;
+      END LOOP;
+      IF NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE')) THEN
+        BEGIN
+          EXECUTE format('GRANT %I TO %I', v.name, session_user);
+          IF current_user <> session_user THEN
+            EXECUTE format('GRANT %I TO %I', v.name, current_user);
+          END IF;
+        EXCEPTION WHEN OTHERS THEN
+          v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'GRANT', 'message', SQLERRM);
+        END;
+      END IF;
+      BEGIN
+        EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL CONNECTION LIMIT 0 VALID UNTIL ''-infinity''', v.name);
+      EXCEPTION WHEN OTHERS THEN
+        v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'NOLOGIN', 'message', SQLERRM);
+      END;
+    END IF;
+    p_out := p_out || jsonb_build_object('name', v.name, 'oid', v.oid::bigint, 'moved', v_moved, 'errors', v_errors);
+  END LOOP;
+  -- Memberships that one of them gave in others' roles would outlive it. Rare, and without an index: looked for once.
+  FOR v_row IN SELECT m.roleid::regrole::text AS granted, m.member::regrole::text AS holder FROM pg_auth_members m
+       WHERE m.grantor IN (SELECT (o->>'oid')::bigint::oid FROM jsonb_array_elements(p_out) AS o)
+         AND m.grantor NOT IN (m.roleid, m.member) LOOP
+    BEGIN
+      EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.holder);
+    EXCEPTION WHEN OTHERS THEN
+      v_shared := v_shared || jsonb_build_object('code', SQLSTATE, 'at', 'REVOKE', 'message', SQLERRM);
+    END;
+  END LOOP;
+  IF v_shared <> '[]' THEN
+    p_out := (SELECT jsonb_agg(jsonb_set(o, '{errors}', (o->'errors') || v_shared)) FROM jsonb_array_elements(p_out) AS o);
+  END IF;
+END;
+END $countersign$;
+
+CREATE OR REPLACE FUNCTION countersign.drop(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
+-- In: lock_ms, roles [{name}]. Out: [{name, error}]. Each role is one subtransaction: all of it or nothing.
+DECLARE
+  v text;
+  v_error jsonb;
+BEGIN
+  p_out := '[]';
+  PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
+  FOR v IN SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j LOOP
+    v_error := NULL;
+    BEGIN
+      EXECUTE format('DROP OWNED BY %I CASCADE', v);
+      EXECUTE format('DROP ROLE %I', v);
+    EXCEPTION WHEN undefined_object THEN NULL; WHEN OTHERS THEN
+      v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+    END;
+    p_out := p_out || jsonb_build_object('name', v, 'error', v_error);
+  END LOOP;
+END;
+END $countersign$;
+
+CREATE OR REPLACE FUNCTION countersign.reach(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(p_in->>'name');
+PERFORM countersign.check_name(p_in->>'reach');
+-- In: name, reach. Makes session_user a member of the lease through a role that nobody has seen yet, so that no lock and
+-- no REVOKE of the lease can be in its way. Always rolled back by the caller: signals that were sent meanwhile stay sent.
+BEGIN
+  EXECUTE format('CREATE ROLE %I NOLOGIN ROLE %I', p_in->>'reach', session_user);
+  EXECUTE format('GRANT %I TO %I', p_in->>'name', p_in->>'reach');
+  p_out := 'true';
+END;
+END $countersign$;
+
+CREATE OR REPLACE FUNCTION countersign.lend(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(p_in->>'name');
+IF EXISTS (SELECT FROM jsonb_array_elements_text(p_in->'groups') AS g WHERE g NOT IN (SELECT name FROM countersign.allowed_group)) THEN
+  RAISE EXCEPTION 'a group is not in countersign.allowed_group' USING ERRCODE = 'CS005';
+END IF;
+-- In: name, groups. Gives a role that is cut, silent and can't log in its groups back, for as long as it takes to drop what it owns one
+-- by one: DROP resolves names with the rights of who owns them. The role's own end takes them away again, and so does cut.
+DECLARE
+  v_groups text;
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = p_in->>'name' AND rolcanlogin) THEN
+    RAISE EXCEPTION 'this role can still log in' USING ERRCODE = 'CS007';
+  END IF;
+  SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_groups FROM pg_roles r
+   WHERE r.rolname IN (SELECT jsonb_array_elements_text(p_in->'groups'))
+     AND NOT (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls OR r.rolcanlogin);
+  IF v_groups IS NOT NULL THEN
+    EXECUTE format('GRANT %s TO %I', v_groups, p_in->>'name');
+  END IF;
+  p_out := 'true';
+END;
+END $countersign$;
+
+ALTER FUNCTION countersign.check_name(text) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.check_name(text) FROM PUBLIC;
+ALTER FUNCTION countersign.mint(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.mint(jsonb) FROM PUBLIC;
+ALTER FUNCTION countersign.cut(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.cut(jsonb) FROM PUBLIC;
+ALTER FUNCTION countersign.drop(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.drop(jsonb) FROM PUBLIC;
+ALTER FUNCTION countersign.reach(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.reach(jsonb) FROM PUBLIC;
+ALTER FUNCTION countersign.lend(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.lend(jsonb) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION countersign.mint(jsonb) TO :"broker";
+GRANT EXECUTE ON FUNCTION countersign.cut(jsonb) TO :"broker";
+GRANT EXECUTE ON FUNCTION countersign.drop(jsonb) TO :"broker";
+GRANT EXECUTE ON FUNCTION countersign.reach(jsonb) TO :"broker";
+GRANT EXECUTE ON FUNCTION countersign.lend(jsonb) TO :"broker";
