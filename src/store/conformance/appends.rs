@@ -1,0 +1,266 @@
+//! What `append` promises: all or nothing, nothing on what has changed, everything in order.
+
+use std::sync::Arc;
+
+use futures::poll;
+
+use super::House;
+use super::kit::*;
+use crate::core::decide::Command;
+use crate::core::digest::Digest;
+use crate::core::event::{BrokerEvent, EndCause, Event, GrantEvent, Selector};
+use crate::store::{Batch, Expect, StoreError};
+
+fn is_conflict<T>(outcome: &Result<T, StoreError>) -> bool {
+    matches!(outcome, Err(StoreError::Conflict))
+}
+
+fn note() -> Event {
+    Event::Broker { what: BrokerEvent::RunEnded }
+}
+
+fn freeze(id: u64) -> Event {
+    Event::Frozen { id, selector: Selector::All, by: person("eve"), reason: "enough".into() }
+}
+
+pub async fn all_or_nothing(house: &dyn House) {
+    let store = house.open();
+    let there = ask(1).on(&*store).await;
+    let before = figure(&*store, "journal_records");
+    // The second half can't be: nothing of the first is there.
+    let mut events = ask(2).events();
+    events.extend(numbered(there.id, there.version, vec![GrantEvent::Lapsed]));
+    let outcome = append(&*store, events, START).await;
+    assert!(matches!(&outcome, Err(StoreError::Impossible(_))), "{outcome:?}");
+    let mut events = ask(2).events();
+    events.extend(numbered(there.id, there.version + 1, vec![GrantEvent::Ending { cause: EndCause::Completed }]));
+    assert!(is_conflict(&append(&*store, events, START).await));
+    assert_eq!(store.grant(grant_id(2)).await.unwrap(), None);
+    assert_eq!(store.head(grant_id(2)).await.unwrap(), None);
+    assert_eq!(store.head(there.id).await.unwrap(), Some(there));
+    assert_eq!(figure(&*store, "journal_records"), before);
+    assert_eq!(figure(&*store, "store_on_its_way"), 0);
+    ask(2).on(&*store).await;
+}
+
+pub async fn numbers_go_on_without_gaps(house: &dyn House) {
+    let store = house.open();
+    let first = append(&*store, ask(1).events(), START).await.unwrap();
+    assert_eq!((first.first_seq, first.last_seq), (1, 3));
+    let second = append(&*store, vec![note()], START).await.unwrap();
+    assert_eq!((second.first_seq, second.last_seq), (4, 4));
+    store.close().await.unwrap();
+    drop(store);
+    let store = house.open();
+    assert_eq!(append(&*store, vec![note()], START).await.unwrap().first_seq, 5);
+}
+
+pub async fn versions_are_compared(house: &dyn House) {
+    let store = house.open();
+    let seen = ask(1).on(&*store).await;
+    let end = events_of(&seen, &finish(), START);
+    append(&*store, end.clone(), START).await.unwrap();
+    assert!(is_conflict(&append(&*store, end.clone(), START).await), "twice");
+    assert!(is_conflict(&append(&*store, ask(1).events(), START).await), "the same id again");
+    archived(&*store).await;
+    assert!(is_conflict(&append(&*store, end, START).await), "twice, after it left memory");
+    assert!(is_conflict(&append(&*store, ask(1).events(), START).await), "the same id, after it left memory");
+    // Final means final (guarantee 11), whatever the version.
+    let over = store.grant(grant_id(1)).await.unwrap().unwrap();
+    let again = numbered(over.id, over.version, vec![GrantEvent::Ending { cause: EndCause::Completed }]);
+    assert!(matches!(append(&*store, again, START).await, Err(StoreError::Impossible(_))));
+    assert_eq!(figure(&*store, "store_conflicts"), 4);
+}
+
+pub async fn grants_that_are_only_read_are_compared(house: &dyn House) {
+    let store = house.open();
+    let read = ask(1).on(&*store).await;
+    let expect = || vec![Expect::Version(read.id, read.version)];
+    append_if(&*store, expect(), ask(2).events()).await.unwrap();
+    end(&*store, 1, START).await;
+    assert!(is_conflict(&append_if(&*store, expect(), ask(3).events()).await));
+    archived(&*store).await;
+    assert!(is_conflict(&append_if(&*store, expect(), ask(3).events()).await));
+    let over = store.grant(read.id).await.unwrap().unwrap();
+    append_if(&*store, vec![Expect::Version(over.id, over.version)], ask(3).events()).await.unwrap();
+    let unknown = vec![Expect::Version(grant_id(99), 1)];
+    assert!(is_conflict(&append_if(&*store, unknown, ask(4).events()).await));
+}
+
+pub async fn a_completed_task_takes_no_more(house: &dyn House) {
+    let store = house.open();
+    let open = || vec![Expect::TaskOpen(task_key(1, "task"))];
+    append_if(&*store, open(), ask(1).events()).await.unwrap();
+    let completed = || vec![Event::TaskCompleted { task: task_key(1, "task") }];
+    let mut completing = std::pin::pin!(append(&*store, completed(), START));
+    assert!(poll!(completing.as_mut()).is_pending());
+    assert!(!store.task_completed(&task_key(1, "task")).await.unwrap(), "not durable yet");
+    assert!(is_conflict(&append_if(&*store, open(), ask(2).events()).await), "on its way");
+    assert!(store.task_completed(&task_key(1, "task")).await.unwrap(), "after a conflict it can be read");
+    completing.await.unwrap();
+    assert!(is_conflict(&append_if(&*store, open(), ask(2).events()).await), "in memory");
+    archived(&*store).await;
+    assert!(store.task_completed(&task_key(1, "task")).await.unwrap());
+    assert!(is_conflict(&append_if(&*store, open(), ask(2).events()).await), "archived");
+    // The same name of another agent is another task.
+    assert!(!store.task_completed(&task_key(2, "task")).await.unwrap());
+    append_if(&*store, vec![Expect::TaskOpen(task_key(2, "task"))], ask(2).events()).await.unwrap();
+}
+
+pub async fn freezes_are_compared(house: &dyn House) {
+    let store = house.open();
+    let seen = store.freezes().await.unwrap().epoch;
+    append_if(&*store, vec![Expect::FreezeEpoch(seen)], ask(1).events()).await.unwrap();
+    let mut freezing = std::pin::pin!(append(&*store, vec![freeze(7)], START));
+    assert!(poll!(freezing.as_mut()).is_pending());
+    let outcome = append_if(&*store, vec![Expect::FreezeEpoch(seen)], ask(2).events()).await;
+    assert!(is_conflict(&outcome), "on its way");
+    assert_eq!(store.freezes().await.unwrap().holding.len(), 1, "after a conflict it can be read");
+    freezing.await.unwrap();
+    let frozen = store.freezes().await.unwrap().epoch;
+    assert!(is_conflict(&append_if(&*store, vec![Expect::FreezeEpoch(seen)], ask(2).events()).await));
+    append_if(&*store, vec![Expect::FreezeEpoch(frozen)], ask(2).events()).await.unwrap();
+    append(&*store, vec![Event::Unfrozen { id: 7, by: person("eve") }], START).await.unwrap();
+    for old in [seen, frozen] {
+        assert!(is_conflict(&append_if(&*store, vec![Expect::FreezeEpoch(old)], ask(3).events()).await));
+    }
+}
+
+pub async fn one_grant_for_one_idempotency_digest(house: &dyn House) {
+    let store = house.open();
+    let idempotency = Some(Digest::of_bytes(b"key"));
+    let twin = |n| Ask { idempotency, ..ask(n) };
+    twin(1).on(&*store).await;
+    assert!(is_conflict(&append(&*store, twin(2).events(), START).await), "open");
+    end(&*store, 1, START).await;
+    archived(&*store).await;
+    assert!(is_conflict(&append(&*store, twin(2).events(), START).await), "archived");
+    assert_eq!(store.grant(grant_id(2)).await.unwrap(), None);
+}
+
+pub async fn two_twins_on_their_way(house: &dyn House) {
+    let store = house.open();
+    let idempotency = Some(Digest::of_bytes(b"key"));
+    let twin = |n| Ask { idempotency, ..ask(n) };
+    let mut first = std::pin::pin!(append(&*store, twin(1).events(), START));
+    assert!(poll!(first.as_mut()).is_pending());
+    assert!(is_conflict(&append(&*store, twin(2).events(), START).await));
+    let known = store.by_idempotency(&Digest::of_bytes(b"key")).await.unwrap();
+    assert_eq!(known.map(|g| g.id), Some(grant_id(1)), "after a conflict it can be read");
+    first.await.unwrap();
+    // And whoever only asks waits for what is on its way, and is told only what is durable.
+    let other = Some(Digest::of_bytes(b"other"));
+    let third = Ask { idempotency: other, ..ask(3) };
+    let mut third = std::pin::pin!(append(&*store, third.events(), START));
+    assert!(poll!(third.as_mut()).is_pending());
+    let known = store.by_idempotency(&Digest::of_bytes(b"other")).await.unwrap().unwrap();
+    assert_eq!(store.grant(known.id).await.unwrap(), Some(known));
+    third.await.unwrap();
+}
+
+pub async fn children_end_with_their_parent(house: &dyn House) {
+    let store = house.open();
+    let parent = ask(1).on(&*store).await;
+    let child = |n| Ask { parent: Some(Arc::clone(&parent)), agent: 2, ..ask(n) };
+    child(2).on(&*store).await;
+    let alone = events_of(&parent, &finish(), START);
+    assert!(is_conflict(&append(&*store, alone.clone(), START).await), "its child would stay in force");
+    let with_first = |child: &crate::core::grant::Grant| {
+        let mut all = alone.clone();
+        all.extend(events_of(child, &Command::Finish { cause: EndCause::ParentEnded }, START));
+        all
+    };
+    let first = store.head(grant_id(2)).await.unwrap().unwrap();
+    // One that came after the list was made, and waits for a vote.
+    let second = Ask { approvals: 1, ..child(3) };
+    let mut coming = std::pin::pin!(append(&*store, second.events(), START));
+    assert!(poll!(coming.as_mut()).is_pending());
+    assert!(is_conflict(&append(&*store, with_first(&first), START).await), "one is on its way");
+    coming.await.unwrap();
+    let mut all = Vec::new();
+    for grant in store.subtree(parent.id).await.unwrap() {
+        all.extend(events_of(&grant, &Command::Finish { cause: EndCause::ParentEnded }, START));
+    }
+    append(&*store, all, START).await.unwrap();
+    assert!(store.open_grants().await.unwrap().is_empty());
+    // When its time is up, that of its children is too: each may be recorded alone.
+    let parent = ask(4).on(&*store).await;
+    Ask { parent: Some(Arc::clone(&parent)), ..ask(5) }.on(&*store).await;
+    append(&*store, events_of(&parent, &Command::Tick, at(60)), at(60)).await.unwrap();
+}
+
+pub async fn many_at_once_in_order(house: &dyn House) {
+    let store = house.open();
+    let grant = ask(1).on(&*store).await;
+    let callers = (0..16u64).map(|caller| {
+        let (store, id) = (Arc::clone(&store), grant.id);
+        tokio::spawn(async move {
+            let mut mine = Vec::new();
+            for i in 0..20u64 {
+                let n = 100 + caller * 100 + i;
+                mine.push(append(&*store, ask(n).events(), START).await.unwrap().first_seq);
+                // All of them on one grant, too: whoever is late reads again.
+                loop {
+                    let now = store.head(id).await.unwrap().unwrap();
+                    let report = GrantEvent::Invoked { invocation: invocation(n) };
+                    match append(&*store, numbered(id, now.version, vec![report]), START).await {
+                        Ok(_) => break,
+                        Err(StoreError::Conflict) => tokio::task::yield_now().await,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+            assert!(mine.is_sorted());
+        })
+    });
+    for caller in futures::future::join_all(callers).await {
+        caller.unwrap();
+    }
+    let after = store.grant(grant.id).await.unwrap().unwrap();
+    assert_eq!((after.version, after.invocations.len()), (grant.version + 320, 320));
+    assert_eq!(figure(&*store, "store_on_its_way"), 0);
+    let events = store.events(grant.id).await.unwrap();
+    assert!(events.iter().map(|r| r.seq).is_sorted_by(|a, b| a < b));
+    let versions: Vec<u64> = events.iter().filter_map(|r| version_of(&r.event)).collect();
+    assert_eq!(versions, (1..=after.version).collect::<Vec<_>>());
+}
+
+fn version_of(event: &Event) -> Option<u64> {
+    match event {
+        Event::Grant { version, .. } => Some(*version),
+        _ => None,
+    }
+}
+
+fn invocation(n: u64) -> crate::core::event::Invocation {
+    crate::core::event::Invocation {
+        tool: format!("tool-{n}"),
+        arguments_digest: None,
+        arguments: None,
+        status: "ok".into(),
+        started_at: None,
+        ended_at: None,
+    }
+}
+
+pub async fn limits_of_a_batch(house: &dyn House) {
+    let store = house.open();
+    let impossible = |outcome: Result<_, StoreError>| matches!(outcome, Err(StoreError::Impossible(_)));
+    assert!(impossible(append(&*store, Vec::new(), START).await));
+    let most = crate::store::BATCH_EVENTS_MAX;
+    assert!(impossible(append(&*store, vec![note(); most + 1], START).await));
+    append(&*store, vec![note(); most], START).await.unwrap();
+    assert!(store.is_writable());
+}
+
+pub async fn a_caller_that_goes_away_changes_nothing(house: &dyn House) {
+    let store = house.open();
+    {
+        let urgent = Batch { urgent: true, ..batch(ask(1).events(), START) };
+        let mut gone = Box::pin(store.append(urgent));
+        assert!(poll!(gone.as_mut()).is_pending());
+    }
+    let grant = store.changed(grant_id(1), 0, PATIENCE).await.unwrap().unwrap();
+    assert_eq!(store.head(grant.id).await.unwrap(), Some(grant));
+    assert_eq!(figure(&*store, "store_on_its_way"), 0);
+}

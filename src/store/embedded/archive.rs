@@ -1,0 +1,359 @@
+//! The view in sled: what has left memory, and what a start needs. Never the truth: sled's `flush` does not
+//! `fsync`, so each snapshot carries the sequence number and leaf hash that it stands at, and whatever is missing,
+//! stale or damaged is rebuilt from the journal.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sled::{Batch, Db};
+
+use crate::core::digest::Digest;
+use crate::core::event::BrokerEvent;
+use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
+use crate::store::engine::{Archive, Snapshot, over_at};
+use crate::store::holdings::Holding;
+use crate::store::view::{KnownAgent, Rest, Stored, View};
+use crate::store::{Freeze, StoreError};
+
+/// The form of what is kept. Older forms are rebuilt; newer ones are refused.
+const FORM: u64 = 2;
+/// sled's own default is 1 GiB.
+const CACHE_BYTES: u64 = 24 << 20;
+/// A batch locks out all readers while it is applied: it has at most so many entries.
+const BATCH_ENTRIES: usize = 128;
+/// How the folder is named in what is said about it.
+const VIEW: &str = "the view";
+
+/// Keys begin with one of these.
+mod prefix {
+    pub const META: u8 = b'm';
+    pub const GRANT: u8 = b'g';
+    pub const OPEN: u8 = b'o';
+    pub const IDEMPOTENCY: u8 = b'i';
+    pub const DECIDED: u8 = b'd';
+    pub const TASK: u8 = b't';
+    pub const HOLDING: u8 = b'h';
+    pub const AGENT: u8 = b'a';
+}
+
+/// Everything that isn't indexed, in one value.
+#[derive(Debug, Default, Serialize, serde::Deserialize)]
+struct Meta {
+    form: u64,
+    seq: u64,
+    leaf: String,
+    freezes: Vec<Freeze>,
+    freeze_epoch: u64,
+    run: Option<BrokerEvent>,
+    last_at: Timestamp,
+}
+
+/// What every form has.
+#[derive(serde::Deserialize)]
+struct Form {
+    form: u64,
+}
+
+/// Where a view stands: the last record that it contains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Its sequence number; 0 for an empty view.
+    pub seq: u64,
+    /// Its leaf hash.
+    pub leaf: [u8; 32],
+}
+
+/// The view on disk.
+#[derive(Debug)]
+pub struct SledArchive {
+    db: Db,
+    dir: PathBuf,
+}
+
+/// A view as it was found, or an empty one and why.
+#[derive(Debug)]
+pub struct Found {
+    /// The view on disk.
+    pub archive: SledArchive,
+    /// What a start needs of it.
+    pub view: View,
+    /// Where it stands.
+    pub position: Position,
+    /// Why it is empty, though there was one.
+    pub rebuilt: Option<String>,
+}
+
+fn key(prefix: u8, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + rest.len());
+    key.push(prefix);
+    key.extend_from_slice(rest);
+    key
+}
+
+fn unreadable(what: impl std::fmt::Display) -> StoreError {
+    StoreError::Unreadable(format!("{VIEW}: {what}"))
+}
+
+fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(unreadable)
+}
+
+fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(unreadable)
+}
+
+fn task_key(task: &TaskKey) -> Vec<u8> {
+    key(prefix::TASK, Digest::of_bytes(format!("{}\0{}", task.agent, task.task).as_bytes()).as_bytes())
+}
+
+fn agent_key(agent: &AgentId) -> Vec<u8> {
+    key(prefix::AGENT, Digest::of_bytes(agent.as_str().as_bytes()).as_bytes())
+}
+
+fn grant_key(id: GrantId) -> Vec<u8> {
+    key(prefix::GRANT, id.as_bytes())
+}
+
+/// Latest first: the complement of the moment, then the grant.
+fn decided_key(at: Timestamp, id: GrantId) -> Vec<u8> {
+    let mut rest = (u64::MAX - at.0).to_be_bytes().to_vec();
+    rest.extend_from_slice(id.as_bytes());
+    key(prefix::DECIDED, &rest)
+}
+
+/// The mark that a running broker leaves when it can't read something back: the next start rebuilds.
+fn mark_of(dir: &Path) -> PathBuf {
+    dir.with_extension("damaged")
+}
+
+impl SledArchive {
+    /// Opens the view and reads what a start needs. It is made anew if there is none or it can't be used.
+    pub fn open(dir: &Path) -> Result<Found, StoreError> {
+        let mark = mark_of(dir);
+        let marked = std::fs::read_to_string(&mark).ok();
+        // sled asserts some of what it expects of its files: a panic in it is an answer here, not the broker's end.
+        let read = || std::panic::catch_unwind(|| Self::read(dir));
+        let why = match marked {
+            Some(why) => format!("{VIEW} could not be read while the broker was running ({})", why.trim()),
+            None => match read() {
+                Ok(Ok((archive, view, position, None))) => return Ok(Found { archive, view, position, rebuilt: None }),
+                Ok(Ok((archive, _, _, Some(why)))) => {
+                    drop(archive);
+                    why
+                }
+                Ok(Err(Unusable::Refused(error))) => return Err(error),
+                Ok(Err(Unusable::Damaged(why))) => why,
+                Err(_) => format!("{VIEW} is damaged: sled can't make sense of its files"),
+            },
+        };
+        let archive = Self::anew(dir)?;
+        // Only now: until there is a new one, the reason stands.
+        let _ = std::fs::remove_file(&mark);
+        Ok(Found { archive, view: View::default(), position: Position::default(), rebuilt: Some(why) })
+    }
+
+    /// An empty view in place of what is there.
+    pub fn anew(dir: &Path) -> Result<Self, StoreError> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(unreadable(format!("{} can't be removed: {error}", dir.display())));
+            }
+            _ => {}
+        }
+        Ok(Self { db: config(dir).open().map_err(unreadable)?, dir: dir.to_owned() })
+    }
+
+    /// The last value says why it must be rebuilt all the same.
+    #[allow(clippy::type_complexity)] // once
+    fn read(dir: &Path) -> Result<(Self, View, Position, Option<String>), Unusable> {
+        let db = config(dir).open().map_err(|error| {
+            // Another instance in this very process: the data folder's own lock keeps others out.
+            if error.to_string().contains("could not acquire lock") {
+                Unusable::Refused(unreadable(format!("{error}: it is still open in this process")))
+            } else {
+                Unusable::Damaged(format!("{VIEW} could not be opened ({error})"))
+            }
+        })?;
+        let archive = Self { db, dir: dir.to_owned() };
+        let damaged = |e: StoreError| Unusable::Damaged(e.to_string());
+        let Some(bytes) = archive.db.get([prefix::META]).map_err(|e| damaged(unreadable(e)))? else {
+            let why = (!archive.db.is_empty()).then(|| format!("{VIEW} doesn't say where it stands"));
+            return Ok((archive, View::default(), Position::default(), why));
+        };
+        let Form { form } = from_bytes(&bytes).map_err(damaged)?;
+        if form > FORM {
+            return Err(Unusable::Refused(unreadable(format!(
+                "it was written by a newer version (form {form}, this one knows {FORM}). Run that version, or remove {} \
+                 to rebuild it from the journal",
+                dir.display()
+            ))));
+        }
+        if form < FORM {
+            return Ok((
+                archive,
+                View::default(),
+                Position::default(),
+                Some(format!("{VIEW} had the older form {form}")),
+            ));
+        }
+        let meta: Meta = from_bytes(&bytes).map_err(damaged)?;
+        let mut position = Position { seq: meta.seq, leaf: [0; 32] };
+        hex::decode_to_slice(&meta.leaf, &mut position.leaf).map_err(|e| damaged(unreadable(e)))?;
+        let view = archive.restore(meta).map_err(damaged)?;
+        Ok((archive, view, position, None))
+    }
+
+    /// Open grants, their agents, and everything that is neither.
+    fn restore(&self, meta: Meta) -> Result<View, StoreError> {
+        let mut view = View::default();
+        view.restore_rest(Rest {
+            holdings: self.all(prefix::HOLDING, |_, v| from_bytes::<Holding>(v))?,
+            freezes: meta.freezes,
+            freeze_epoch: meta.freeze_epoch,
+            last_run: meta.run,
+            last_at: meta.last_at,
+        });
+        for id in self.all(prefix::OPEN, |k, _| grant_id(k))? {
+            let stored = self.grant(id)?.ok_or_else(|| unreadable(format!("the open grant {id} is missing")))?;
+            let agent = stored.grant.request.agent.id.clone();
+            if view.agent(&agent).is_none() {
+                let known = self.agent(&agent)?.ok_or_else(|| unreadable("the agent of an open grant is missing"))?;
+                view.restore_agent(agent, known);
+            }
+            view.restore_grant(stored);
+        }
+        Ok(view)
+    }
+
+    fn all<T>(&self, prefix: u8, read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
+        self.db
+            .scan_prefix([prefix])
+            .map(|entry| {
+                let (k, v) = entry.map_err(unreadable)?;
+                read(&k[1..], &v)
+            })
+            .collect()
+    }
+
+    /// Reads, and leaves the mark if that can't be done.
+    fn marked<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        outcome.map_err(|error| {
+            let _ = std::fs::write(mark_of(&self.dir), error.to_string());
+            unreadable(format!("{error}. Restart the broker: it is rebuilt from the journal then"))
+        })
+    }
+
+    fn get<T>(&self, key: Vec<u8>, read: impl Fn(&[u8]) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        let found = self.db.get(key).map_err(unreadable);
+        self.marked(found.and_then(|found| found.map(|bytes| read(&bytes)).transpose()))
+    }
+}
+
+enum Unusable {
+    Refused(StoreError),
+    Damaged(String),
+}
+
+fn config(dir: &Path) -> sled::Config {
+    sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::HighThroughput)
+}
+
+fn grant_id(bytes: &[u8]) -> Result<GrantId, StoreError> {
+    let bytes: [u8; 16] = bytes.try_into().map_err(unreadable)?;
+    Ok(GrantId::from_bytes(bytes))
+}
+
+/// Entries on their way into sled, a bounded number at a time.
+struct Writing<'a> {
+    db: &'a Db,
+    batch: Batch,
+    entries: usize,
+}
+
+impl Writing<'_> {
+    fn put(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        match value {
+            Some(value) => self.batch.insert(key, value),
+            None => self.batch.remove(key),
+        }
+        self.entries += 1;
+        if self.entries >= BATCH_ENTRIES { self.apply() } else { Ok(()) }
+    }
+    fn apply(&mut self) -> Result<(), StoreError> {
+        self.entries = 0;
+        self.db.apply_batch(std::mem::take(&mut self.batch)).map_err(unreadable)
+    }
+}
+
+impl Archive for SledArchive {
+    fn keep(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let mut to = Writing { db: &self.db, batch: Batch::default(), entries: 0 };
+        for task in &snapshot.tasks {
+            to.put(task_key(task), Some(Vec::new()))?;
+        }
+        for (name, holding) in &snapshot.holdings {
+            let key = key(prefix::HOLDING, Digest::of_bytes(&to_bytes(name)?).as_bytes());
+            to.put(key, holding.as_ref().map(to_bytes).transpose()?)?;
+        }
+        for (agent, known) in &snapshot.agents {
+            to.put(agent_key(agent), Some(to_bytes(known)?))?;
+        }
+        for stored in &snapshot.grants {
+            let grant = &stored.grant;
+            if let Some(digest) = grant.request.idempotency {
+                to.put(key(prefix::IDEMPOTENCY, digest.as_bytes()), Some(grant.id.as_bytes().to_vec()))?;
+            }
+            let is_final = grant.state.is_final();
+            if is_final {
+                to.put(decided_key(over_at(grant), grant.id), Some(Vec::new()))?;
+            }
+            to.put(grant_key(grant.id), Some(to_bytes(stored)?))?;
+            to.put(key(prefix::OPEN, grant.id.as_bytes()), (!is_final).then(Vec::new))?;
+        }
+        to.apply()?;
+        let meta = Meta {
+            form: FORM,
+            seq: snapshot.seq,
+            leaf: hex::encode(snapshot.leaf),
+            freezes: snapshot.freezes.holding.clone(),
+            freeze_epoch: snapshot.freezes.epoch,
+            run: snapshot.run.clone(),
+            last_at: snapshot.last_at,
+        };
+        to.put(vec![prefix::META], Some(to_bytes(&meta)?))?;
+        to.apply()?;
+        // What is kept leaves memory: a full disk must show itself before.
+        self.db.flush().map(drop).map_err(unreadable)
+    }
+
+    fn grant(&self, id: GrantId) -> Result<Option<Stored>, StoreError> {
+        self.get(grant_key(id), from_bytes)
+    }
+
+    fn by_idempotency(&self, digest: &Digest) -> Result<Option<GrantId>, StoreError> {
+        self.get(key(prefix::IDEMPOTENCY, digest.as_bytes()), grant_id)
+    }
+
+    fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError> {
+        self.get(task_key(task), |_| Ok(())).map(|found| found.is_some())
+    }
+
+    fn agent(&self, agent: &AgentId) -> Result<Option<KnownAgent>, StoreError> {
+        self.get(agent_key(agent), from_bytes)
+    }
+
+    fn decided(&self, limit: usize) -> Result<Vec<Stored>, StoreError> {
+        let mut out = Vec::new();
+        for entry in self.db.scan_prefix([prefix::DECIDED]).take(limit) {
+            let (k, _) = self.marked(entry.map_err(unreadable))?;
+            let id = grant_id(k.get(9..).unwrap_or_default())?;
+            out.extend(self.grant(id)?);
+        }
+        Ok(out)
+    }
+
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        self.db.size_on_disk().map(|bytes| ("view_bytes_on_disk", bytes)).into_iter().collect()
+    }
+}

@@ -1,0 +1,108 @@
+//! The segment that is written to: its space, its presence, and the roll to the next one.
+
+use std::path::{Path, PathBuf};
+
+use super::error::{At as _, is_full};
+use super::{Error, Options};
+use crate::audit::disk::{Access, Disk, DiskFile, Stat};
+use crate::audit::segment::{self, Header};
+
+/// The last segment, open for writing.
+pub(super) struct Active {
+    pub(super) file: Box<dyn DiskFile>,
+    pub(super) path: PathBuf,
+    /// One past the last durable frame.
+    pub(super) end: u64,
+    /// The file as we left it: any other length or identity is somebody else's doing.
+    pub(super) stat: Stat,
+}
+
+impl Active {
+    /// Opens the last segment, whose good frames end at `end`.
+    pub(super) fn open(disk: &dyn Disk, dir: &Path, first_seq: u64, end: u64) -> Result<Self, Error> {
+        let path = dir.join(segment::file_name(first_seq));
+        let file = disk.open(&path, Access::Write).at("open", &path)?;
+        let stat = file.stat().at("look at", &path)?;
+        Ok(Self { file, path, end, stat })
+    }
+
+    /// Makes a new segment under its name, header and reserved space durable. A crash at any point leaves
+    /// either nothing under that name or a good, empty segment. `Ok(None)`: the disk is full.
+    pub(super) fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        header: &Header,
+        options: &Options,
+    ) -> Result<Option<Self>, Error> {
+        let path = dir.join(segment::file_name(header.first_seq));
+        let new = path.with_extension("seg.new");
+        let bytes = header.encode();
+        let len = bytes.len() as u64 + options.reserve_bytes + options.extend_bytes;
+        let prepared = disk.open(&new, Access::Create).and_then(|file| {
+            file.allocate(0, len)?;
+            file.write_at(&bytes, 0)?;
+            file.sync_all()?;
+            Ok(file)
+        });
+        let file = match prepared {
+            Ok(file) => file,
+            Err(e) if is_full(&e) => {
+                disk.remove(&new).at("remove", &new)?;
+                return Ok(None);
+            }
+            Err(e) => return Err(Error::io("make the segment", &new, e)),
+        };
+        disk.rename(&new, &path).at("name the segment", &path)?;
+        disk.sync_dir(dir).at("sync the folder", dir)?;
+        let stat = file.stat().at("look at", &path)?;
+        Ok(Some(Self { file, path, end: bytes.len() as u64, stat }))
+    }
+
+    /// Sees to it that the file has disk space up to `end`, and the reserve behind it. Only endings may go
+    /// on when the reserve can't be had (guarantee 8). `Ok(false)`: the disk is full.
+    pub(super) fn ensure(&mut self, end: u64, ending: bool, options: &Options) -> Result<bool, Error> {
+        let want = end + options.reserve_bytes;
+        if self.stat.len >= want {
+            return Ok(true);
+        }
+        for len in [want + options.extend_bytes, want] {
+            match self.file.allocate(self.stat.len, len) {
+                Ok(()) => {
+                    self.stat.len = len;
+                    return Ok(true);
+                }
+                Err(e) if is_full(&e) => self.stat.len = self.file.stat().at("look at", &self.path)?.len,
+                Err(e) => return Err(Error::io("take disk space for", &self.path, e)),
+            }
+            if self.stat.len >= want {
+                return Ok(true);
+            }
+        }
+        Ok(ending && self.stat.len >= end)
+    }
+
+    /// Disk space behind the last frame.
+    pub(super) const fn space(&self) -> u64 {
+        self.stat.len.saturating_sub(self.end)
+    }
+
+    /// Ends this segment: cuts the reserved space off, so that the file ends with its last frame.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        self.file.set_len(self.end).at("end the segment", &self.path)?;
+        self.file.sync_all().at("sync", &self.path)?;
+        self.stat.len = self.end;
+        Ok(())
+    }
+}
+
+/// Checks that a file is still there under its path, the same one, and as long as it was (REGRESSIONS R7).
+pub(super) fn check_present(disk: &dyn Disk, path: &Path, stat: Stat) -> Result<(), Error> {
+    let changed = |what: String| Err(Error::Changed { file: path.to_owned(), what });
+    match disk.stat(path) {
+        Ok(now) if now == stat => Ok(()),
+        Ok(now) if now.id != stat.id => changed("was replaced by another file".into()),
+        Ok(now) => changed(format!("went from {} to {} bytes", stat.len, now.len)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => changed("was removed or renamed".into()),
+        Err(e) => Err(Error::io("look at", path, e)),
+    }
+}

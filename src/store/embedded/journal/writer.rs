@@ -1,0 +1,351 @@
+//! The single writer: takes what is queued, writes it as one group, syncs once, answers all. After any error of
+//! a write or a sync it takes nothing until reopened: a sync that failed once may lie the second time.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::active::{Active, check_present};
+use super::error::At as _;
+use super::queue::{Job, Queue, Reply};
+use super::recover::{Place, Ready};
+use super::state::Shared;
+use super::{Acknowledged, Appended, Batch, Error, Opened, Options};
+use crate::audit::checkpoint::{self, Checkpoint};
+use crate::audit::disk::{Disk, replace};
+use crate::audit::frame::{self, BATCH_BYTES_MAX, Meta};
+use crate::audit::head::Head;
+use crate::audit::merkle::Hash;
+use crate::audit::segment::{self, Header};
+use crate::time::Clock;
+
+/// Most bytes of frames that share one sync. One batch is always taken.
+pub const GROUP_BYTES_MAX: usize = BATCH_BYTES_MAX;
+/// The buffer for a group is given back when it has grown beyond this.
+const BUFFER_KEPT_BYTES: usize = 1024 * 1024;
+/// The lock file in the journal's folder.
+const LOCK_FILE: &str = "lock";
+
+/// The writer, driven step by step: by its thread, or by a simulation.
+pub struct Stepper {
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    place: Place,
+    checkpoints: Vec<Checkpoint>,
+    ready: Option<Ready>,
+    /// What is durable and was acknowledged: sequence number and leaf.
+    durable: (u64, Hash),
+    buf: Vec<u8>,
+    group: Vec<(Reply<Appended>, Appended)>,
+    /// Which finished segment (or the head) is looked at next.
+    look: usize,
+    last_note: Option<(u64, String)>,
+    lock: Option<Box<dyn Send + Sync>>,
+}
+
+impl Stepper {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        known: &Acknowledged,
+        queue: Arc<Queue>,
+    ) -> Result<(Self, Opened), Error> {
+        disk.create_dir(dir).at("make the journal folder", dir)?;
+        let lock_path = dir.join(LOCK_FILE);
+        let Some(lock) = disk.lock(&lock_path).at("lock", &lock_path)? else {
+            let pid = crate::audit::disk::read_small(&*disk, &lock_path, 32).ok().flatten().unwrap_or_default();
+            let pid = String::from_utf8(pid).ok().and_then(|p| p.trim().parse::<u32>().ok());
+            let holder = pid.map_or(String::new(), |pid| format!(" (process id {pid})"));
+            return Err(Error::Locked { dir: dir.to_owned(), holder });
+        };
+        let place = Place { disk, dir: dir.to_owned(), options };
+        let (ready, opened) = place.recover(known, false, clock.wall().0)?;
+        let mut stepper = Self {
+            queue,
+            shared: Arc::default(),
+            clock,
+            place,
+            checkpoints: known.checkpoints.clone(),
+            ready: None,
+            durable: (0, Hash::ZERO),
+            buf: Vec::new(),
+            group: Vec::new(),
+            look: 0,
+            last_note: None,
+            lock: Some(lock),
+        };
+        stepper.take_up(ready);
+        Ok((stepper, opened))
+    }
+
+    fn take_up(&mut self, ready: Ready) {
+        self.durable = (ready.frontier.size(), ready.leaf);
+        self.shared.set_end(&ready.frontier, ready.leaf);
+        self.shared.reserve_ready_bytes.store(ready.active.space().min(self.place.options.reserve_bytes), Relaxed);
+        self.shared.set_poisoned(None);
+        self.ready = Some(ready);
+    }
+
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    /// Waits for work and does one group of it. False: the journal is closed.
+    pub fn step_blocking(&mut self) -> bool {
+        let jobs = self.queue.take(true, GROUP_BYTES_MAX);
+        self.work(jobs)
+    }
+
+    /// Does one group of work if there is any. False: the journal is closed.
+    pub fn step(&mut self) -> bool {
+        let jobs = self.queue.take(false, GROUP_BYTES_MAX);
+        self.work(jobs)
+    }
+
+    fn work(&mut self, jobs: Vec<Job>) -> bool {
+        if self.lock.is_none() {
+            return false;
+        }
+        let mut looked = false;
+        for job in jobs {
+            match job {
+                Job::Append { batch, bytes, reply } => {
+                    if !looked {
+                        looked = true;
+                        self.guarded(Self::look_after_files);
+                    }
+                    self.append(&batch, bytes, reply);
+                }
+                Job::Checkpoint { reply } => {
+                    self.flush();
+                    let written = self.checkpoint();
+                    answer(reply, written);
+                }
+                Job::Reopen { reply } => {
+                    self.flush();
+                    let reopened = self.reopen();
+                    answer(reply, reopened);
+                }
+                Job::Close { reply } => {
+                    self.flush();
+                    let closed = self.close();
+                    self.lock = None;
+                    if let Some(reply) = reply {
+                        answer(reply, closed);
+                    }
+                    return false;
+                }
+            }
+        }
+        self.flush();
+        let due =
+            self.ready.as_ref().map_or(0, |r| r.head.head.checkpoint_size) + self.place.options.checkpoint_records;
+        if self.durable.0 >= due && self.shared.poisoned().is_none() && self.checkpoint().is_err() {
+            self.shared.checkpoints_failed.fetch_add(1, Relaxed);
+        }
+        true
+    }
+
+    /// Runs a part of the work; an error of it stops the writer. Does nothing when it is stopped already.
+    fn guarded<T>(&mut self, part: impl FnOnce(&mut Self, &mut Ready) -> Result<T, Error>) -> Option<T> {
+        let mut ready = self.ready.take()?;
+        match part(self, &mut ready) {
+            Ok(done) => {
+                self.ready = Some(ready);
+                Some(done)
+            }
+            Err(e) => {
+                // The open files go with `ready`: nothing is ever synced again on a handle that has failed.
+                self.shared.next_generation();
+                self.shared.set_poisoned(Some(e.clone()));
+                for (reply, _) in self.group.drain(..) {
+                    answer(reply, Err(e.clone()));
+                }
+                self.buf.clear();
+                None
+            }
+        }
+    }
+
+    /// Are our files still ours? The one that is written to each time, one of the others in turn.
+    fn look_after_files(&mut self, ready: &mut Ready) -> Result<(), Error> {
+        let disk = &*self.place.disk;
+        check_present(disk, &ready.active.path, ready.active.stat)?;
+        self.look = if self.look >= ready.finished.len() { 0 } else { self.look + 1 };
+        match ready.finished.get(self.look) {
+            Some((path, stat)) => check_present(disk, path, *stat),
+            None => ready.head.check_present(disk),
+        }
+    }
+
+    /// Adds a batch to the group, or answers why not.
+    fn append(&mut self, batch: &Batch, bytes: usize, reply: Reply<Appended>) {
+        if let Some(why) = self.shared.poisoned() {
+            return answer(reply, Err(Error::Poisoned(Arc::new(why))));
+        }
+        if batch.generation.is_some_and(|g| g != self.shared.generation()) {
+            return answer(reply, Err(Error::Stale));
+        }
+        let room = self.guarded(|this, ready| this.make_room(ready, bytes as u64, batch.ending));
+        match room {
+            Some(true) => {}
+            Some(false) => {
+                self.shared.refused_no_space.fetch_add(1, Relaxed);
+                self.shared.next_generation();
+                return answer(reply, Err(Error::NoSpace { dir: self.place.dir.clone() }));
+            }
+            None => {
+                let why = self.shared.poisoned().unwrap_or(Error::WriterGone);
+                return answer(reply, Err(why));
+            }
+        }
+        let Some(ready) = self.ready.as_mut() else { return answer(reply, Err(Error::WriterGone)) };
+        let at_ms = self.clock.wall().0;
+        let first_seq = ready.frontier.size() + 1;
+        for (i, payload) in batch.payloads.iter().enumerate() {
+            let left = batch.payloads.len() - 1 - i;
+            let meta = Meta {
+                seq: ready.frontier.size() + 1,
+                at_ms,
+                durable: self.durable.0,
+                // `enqueue` has checked the batch: BATCH_RECORDS_MAX is far below u16::MAX.
+                batch_left: u16::try_from(left).unwrap_or(u16::MAX),
+                prev: ready.leaf,
+            };
+            ready.leaf = frame::encode(&meta, payload, &mut self.buf);
+            ready.frontier.push(ready.leaf);
+        }
+        let count = batch.payloads.len() as u64;
+        self.group.push((reply, Appended { first_seq, count, at_ms, leaf: ready.leaf }));
+    }
+
+    /// Space for `bytes` more in the group, in a new segment if the present one is full. False: there is none.
+    fn make_room(&mut self, ready: &mut Ready, bytes: u64, ending: bool) -> Result<bool, Error> {
+        let end = ready.active.end + self.buf.len() as u64;
+        let is_full = end + bytes > self.place.options.segment_bytes && end > segment::HEADER_BYTES as u64;
+        if bytes > 0 && is_full {
+            self.flush_into(ready)?;
+            // A segment starts only when all before it is durable: that is what makes a torn tail in any but the
+            // last segment impossible. On a full disk endings go on in this one.
+            if !self.roll(ready)? && !ending {
+                return Ok(false);
+            }
+        }
+        let end = ready.active.end + self.buf.len() as u64 + bytes;
+        // A barrier needs no space.
+        Ok(bytes == 0 || ready.active.ensure(end, ending, &self.place.options)?)
+    }
+
+    /// Goes on to the next segment. False: the disk is full.
+    fn roll(&mut self, ready: &mut Ready) -> Result<bool, Error> {
+        let (first_seq, root) = (ready.frontier.size() + 1, ready.frontier.root());
+        let header = Header { first_seq, made_ms: self.clock.wall().0, prev: ready.leaf, root };
+        let place = &self.place;
+        let Some(next) = Active::create(&*place.disk, &place.dir, &header, &place.options)? else { return Ok(false) };
+        let mut old = std::mem::replace(&mut ready.active, next);
+        old.finish()?;
+        ready.head.write(ready.head.head, true)?;
+        ready.finished.push((old.path, old.stat));
+        Ok(true)
+    }
+
+    fn flush(&mut self) {
+        self.guarded(Self::flush_into);
+    }
+
+    /// One write and one sync for the whole group, then the answers.
+    fn flush_into(&mut self, ready: &mut Ready) -> Result<(), Error> {
+        let active = &mut ready.active;
+        if !self.buf.is_empty() {
+            active.file.write_at(&self.buf, active.end).at("write", &active.path)?;
+            active.file.sync_data().at("sync", &active.path)?;
+            active.end += self.buf.len() as u64;
+            self.durable = (ready.frontier.size(), ready.leaf);
+            self.shared.syncs.fetch_add(1, Relaxed);
+            self.shared.bytes.fetch_add(self.buf.len() as u64, Relaxed);
+            self.shared.reserve_ready_bytes.store(active.space().min(self.place.options.reserve_bytes), Relaxed);
+            self.shared.set_end(&ready.frontier, ready.leaf);
+            self.buf.clear();
+            self.buf.shrink_to(BUFFER_KEPT_BYTES);
+        }
+        // Before the answers: what was acknowledged is known to be, even if we are killed right after.
+        let head = if ready.head.head.seq == self.durable.0 {
+            Ok(())
+        } else {
+            let head = Head { seq: self.durable.0, leaf: self.durable.1, ..ready.head.head };
+            ready.head.write(head, false)
+        };
+        for (reply, appended) in self.group.drain(..) {
+            self.shared.batches.fetch_add(u64::from(appended.count > 0), Relaxed);
+            self.shared.records.fetch_add(appended.count, Relaxed);
+            answer(reply, Ok(appended));
+        }
+        // The group is durable and answered so; a head that can't be written stops what comes after.
+        head
+    }
+
+    fn checkpoint(&mut self) -> Result<Option<String>, Error> {
+        if let Some(why) = self.shared.poisoned() {
+            return Err(Error::Poisoned(Arc::new(why)));
+        }
+        let Some(signer) = &self.place.options.signer else { return Ok(None) };
+        let tip = self.shared.tip();
+        if let Some((_, note)) = self.last_note.as_ref().filter(|(size, _)| *size == tip.seq) {
+            return Ok(Some(note.clone()));
+        }
+        // Only what is durable is ever signed: two checkpoints of one journal never contradict each other.
+        let note = Checkpoint::sign(signer, tip.seq, tip.root)?;
+        let (disk, dir) = (&*self.place.disk, &self.place.dir);
+        let path: PathBuf = dir.join(checkpoint::FILE_NAME);
+        replace(disk, dir, checkpoint::FILE_NAME, note.as_bytes()).at("write", &path)?;
+        self.shared.checkpoints.fetch_add(1, Relaxed);
+        self.last_note = Some((tip.seq, note.clone()));
+        self.guarded(|_, ready| ready.head.write(Head { checkpoint_size: tip.seq, ..ready.head.head }, true));
+        Ok(Some(note))
+    }
+
+    fn reopen(&mut self) -> Result<Opened, Error> {
+        self.ready = None;
+        // What this process acknowledged is the strongest knowledge there is; what failed is cut, as its callers were told.
+        let leaf = (self.durable.0 > 0).then_some(self.durable.1);
+        let known = Acknowledged { view_seq: self.durable.0, view_leaf: leaf, checkpoints: self.checkpoints.clone() };
+        match self.place.recover(&known, true, self.clock.wall().0) {
+            Ok((ready, opened)) => {
+                self.take_up(ready);
+                Ok(opened)
+            }
+            Err(e) => {
+                self.shared.next_generation();
+                self.shared.set_poisoned(Some(e.clone()));
+                Err(e)
+            }
+        }
+    }
+
+    fn close(&mut self) -> Result<(), Error> {
+        if let Some(why) = self.shared.poisoned() {
+            return Err(Error::Poisoned(Arc::new(why)));
+        }
+        let signed = self.checkpoint();
+        if let Some(mut ready) = self.ready.take() {
+            ready.head.write(Head { closed: true, ..ready.head.head }, true)?;
+        }
+        signed.map(drop)
+    }
+}
+
+impl Drop for Stepper {
+    fn drop(&mut self) {
+        // Whoever still enqueues gets an answer in place of waiting for ever.
+        self.queue.close(None);
+        self.queue.take(false, usize::MAX);
+    }
+}
+
+fn answer<T>(reply: Reply<T>, with: Result<T, Error>) {
+    // The caller may have stopped waiting; what was written stays written.
+    let _ = reply.send(with);
+}

@@ -1,0 +1,150 @@
+//! The journal, as the engine's log.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::journal::{self, Acknowledged, Batch, Journal, Opened, Options, Stepper};
+use crate::audit::disk::{Disk, RealDisk};
+use crate::audit::reader;
+use crate::store::StoreError;
+use crate::store::engine::{Log, Receipt};
+use crate::time::Clock;
+
+/// The journal, as the engine's log.
+pub struct JournalLog {
+    journal: Journal,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Its writer is gone: only a new start helps.
+    is_gone: AtomicBool,
+    lock: Mutex<Option<File>>,
+}
+
+impl From<journal::Error> for StoreError {
+    fn from(error: journal::Error) -> Self {
+        match error {
+            journal::Error::Stale => Self::Conflict,
+            // Too large, or too many: said before anything is queued.
+            journal::Error::Audit(why) => Self::Impossible(why.to_string()),
+            other => Self::Unavailable(other.to_string()),
+        }
+    }
+}
+
+impl JournalLog {
+    /// Opens the journal in `dir`. `lock` is held until it is closed.
+    pub(super) fn open(
+        dir: PathBuf,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        known: &Acknowledged,
+        lock: File,
+    ) -> Result<(Self, Opened), journal::Error> {
+        let (journal, opened) = Journal::open(&dir, options, clock, known)?;
+        Ok((Self::around(journal, Arc::new(RealDisk), dir, Some(lock)), opened))
+    }
+
+    /// On any disk; the caller drives the writer (simulations, fault tests).
+    pub fn open_stepped(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        known: &Acknowledged,
+    ) -> Result<(Self, Stepper, Opened), journal::Error> {
+        let (journal, stepper, opened) = Journal::open_stepped(Arc::clone(&disk), dir, options, clock, known)?;
+        Ok((Self::around(journal, disk, dir.to_owned(), None), stepper, opened))
+    }
+
+    fn around(journal: Journal, disk: Arc<dyn Disk>, dir: PathBuf, lock: Option<File>) -> Self {
+        Self { journal, disk, dir, is_gone: AtomicBool::new(false), lock: Mutex::new(lock) }
+    }
+
+    /// All records from `from` on.
+    pub(super) fn records(&self, from: u64) -> Result<reader::Records, crate::audit::Error> {
+        reader::read_from_on(Arc::clone(&self.disk), &self.dir, from)
+    }
+}
+
+impl Log for JournalLog {
+    fn enqueue(
+        &self,
+        payloads: Vec<Vec<u8>>,
+        urgent: bool,
+        rests_on: Option<u64>,
+    ) -> Result<BoxFuture<'static, Result<Receipt, StoreError>>, StoreError> {
+        let pending =
+            self.journal.enqueue(Batch { payloads, ending: urgent, generation: rests_on }).inspect_err(|e| {
+                if matches!(e, journal::Error::Closed) {
+                    self.is_gone.store(true, Ordering::Release);
+                }
+            })?;
+        Ok(async move {
+            let done = pending.await?;
+            Ok(Receipt { first_seq: done.first_seq, leaf: done.leaf.0 })
+        }
+        .boxed())
+    }
+
+    fn generation(&self) -> u64 {
+        self.journal.generation()
+    }
+
+    fn read(&self, seqs: &[u64]) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return Ok(Vec::new()) };
+        let unreadable = |e: crate::audit::Error| StoreError::Unreadable(e.to_string());
+        let mut records = self.records(*first).map_err(unreadable)?;
+        let mut out = Vec::with_capacity(seqs.len());
+        while let Some(record) = records.next_record().map_err(unreadable)? {
+            let seq = record.meta.seq;
+            if seqs.binary_search(&seq).is_ok() {
+                out.push((seq, record.payload.to_vec()));
+            }
+            if seq >= *last {
+                break;
+            }
+        }
+        if out.len() == seqs.len() { Ok(out) } else { Err(StoreError::Unreadable("a record is missing".to_owned())) }
+    }
+
+    fn stopped(&self) -> Option<StoreError> {
+        if self.is_gone.load(Ordering::Acquire) {
+            return Some(journal::Error::WriterGone.into());
+        }
+        self.journal.poisoned().map(StoreError::from)
+    }
+
+    fn recover(&self) -> Result<(), StoreError> {
+        if self.journal.poisoned().is_some() {
+            futures::executor::block_on(self.journal.reopen())?;
+        }
+        match self.stopped() {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+
+    fn figures(&self) -> Vec<(&'static str, u64)> {
+        let c = self.journal.counts();
+        vec![
+            ("journal_syncs", c.syncs),
+            ("journal_batches", c.batches),
+            ("journal_records", c.records),
+            ("journal_bytes", c.bytes),
+            ("journal_refused_no_space", c.refused_no_space),
+            ("journal_reserve_ready_bytes", c.reserve_ready_bytes),
+        ]
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let closed = futures::executor::block_on(self.journal.close());
+        *self.lock.lock() = None;
+        Ok(closed?)
+    }
+}

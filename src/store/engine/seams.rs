@@ -1,0 +1,115 @@
+//! What the engine rests on: a log that makes bytes durable, and an archive that keeps what has left memory.
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::core::digest::Digest;
+use crate::core::event::{BrokerEvent, Event};
+use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
+use crate::store::holdings::{Holding, HoldingKey};
+use crate::store::view::{KnownAgent, Stored};
+use crate::store::{Freezes, StoreError};
+
+/// Makes bytes durable, in the order in which they are given.
+pub trait Log: Send + Sync + 'static {
+    /// Queues a batch. The answer comes once it is durable, or refused; an error here means that it was not queued.
+    /// With `rests_on`, the batch is refused with [`StoreError::Conflict`] if any batch was refused since
+    /// [`Log::generation`] returned that number.
+    fn enqueue(
+        &self,
+        payloads: Vec<Vec<u8>>,
+        urgent: bool,
+        rests_on: Option<u64>,
+    ) -> Result<BoxFuture<'static, Result<Receipt, StoreError>>, StoreError>;
+    /// Changes, before the answer comes, each time that a queued batch is refused.
+    fn generation(&self) -> u64;
+    /// Reads records by their sequence numbers (ascending).
+    fn read(&self, seqs: &[u64]) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
+    /// Why nothing can be written until it is recovered, if so. A full disk is no such reason.
+    fn stopped(&self) -> Option<StoreError>;
+    /// Makes the log writable again after a failure; nothing unacknowledged is left in it.
+    fn recover(&self) -> Result<(), StoreError>;
+    /// Figures.
+    fn figures(&self) -> Vec<(&'static str, u64)>;
+    /// Closes in good order.
+    fn close(&self) -> Result<(), StoreError>;
+}
+
+/// A durable batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Receipt {
+    /// Sequence number of its first record.
+    pub first_seq: u64,
+    /// Leaf hash of its last record.
+    pub leaf: [u8; 32],
+}
+
+/// A record in the log: an event and the broker's time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// When, on the broker's clock.
+    pub at: Timestamp,
+    /// What.
+    pub event: Event,
+}
+
+#[derive(Serialize)]
+struct RecordRef<'a> {
+    at: Timestamp,
+    event: &'a Event,
+}
+
+/// A record's payload.
+pub(super) fn write_record(at: Timestamp, event: &Event) -> Result<Vec<u8>, StoreError> {
+    let mut out = Vec::with_capacity(512);
+    serde_json::to_writer(&mut out, &RecordRef { at, event }).map_err(|e| StoreError::Impossible(e.to_string()))?;
+    Ok(out)
+}
+
+/// Reads a record's payload.
+pub fn read_record(seq: u64, bytes: &[u8]) -> Result<Record, StoreError> {
+    serde_json::from_slice(bytes).map_err(|e| StoreError::Unreadable(format!("record {seq} is not an event: {e}")))
+}
+
+/// What an archive is given to keep.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// It contains everything up to here.
+    pub seq: u64,
+    /// The leaf hash of that record.
+    pub leaf: [u8; 32],
+    /// Grants that changed.
+    pub grants: Vec<Stored>,
+    /// Tasks that were completed.
+    pub tasks: Vec<TaskKey>,
+    /// Holdings that changed; `None`: gone.
+    pub holdings: Vec<(HoldingKey, Option<Holding>)>,
+    /// Agents whose history changed.
+    pub agents: Vec<(AgentId, KnownAgent)>,
+    /// The freezes.
+    pub freezes: Freezes,
+    /// The latest run.
+    pub run: Option<BrokerEvent>,
+    /// The moment of the latest event.
+    pub last_at: Timestamp,
+}
+
+/// Keeps what has left memory. Never the truth: it can be rebuilt from the log.
+pub trait Archive: Send + Sync + 'static {
+    /// Keeps a snapshot. May keep it in parts, if grants come last but for the position: records are replayed on top
+    /// of what is ahead of the position.
+    fn keep(&self, snapshot: &Snapshot) -> Result<(), StoreError>;
+    /// A grant.
+    fn grant(&self, id: GrantId) -> Result<Option<Stored>, StoreError>;
+    /// The grant of an idempotency digest.
+    fn by_idempotency(&self, digest: &Digest) -> Result<Option<GrantId>, StoreError>;
+    /// Was the task completed?
+    fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError>;
+    /// What is known of an agent.
+    fn agent(&self, agent: &AgentId) -> Result<Option<KnownAgent>, StoreError>;
+    /// Final grants, latest first, then by id.
+    fn decided(&self, limit: usize) -> Result<Vec<Stored>, StoreError>;
+    /// Figures.
+    fn figures(&self) -> Vec<(&'static str, u64)>;
+}
