@@ -1,0 +1,532 @@
+//! An agent asks: read, normalise, assess, decide, record.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::config::request::normalise_all;
+use crate::core::decide::{self, PolicySaid};
+use crate::core::digest::Digest;
+use crate::core::event::{BrokerEvent, DeniedBy, Selector};
+use crate::core::grant::{Grant, GrantState};
+use crate::core::id::{AgentId, GrantId, ResourceName, TaskKey, Timestamp};
+use crate::core::permission::Permission;
+use crate::core::request::{AgentFacts, Approvable, Assessed, HEARTBEAT_SECS_MAX, HEARTBEAT_SECS_MIN, Reason, Request};
+use crate::identity::VerifiedAgent;
+use crate::policy::{Askable, AssessInput, Outcome, TaskFacts};
+use crate::store::{Batch, Expect, Freeze, StoreError};
+use crate::wire::agent::GrantRequest;
+
+use super::{Broker, BrokerError, CONFLICT_TRIES_MAX, Rules, numbered, sentence};
+
+/// Longest life that can be asked for, in seconds. Tiers allow less.
+pub const LIFE_SECS_MAX: u64 = 24 * 3600;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// Everything about a request that doesn't change while it is decided.
+struct Asked {
+    facts: AgentFacts,
+    request: Request,
+    tier_max: Option<crate::core::id::TierName>,
+}
+
+impl Broker {
+    /// An agent asks. Automatic tiers are in force when this returns; the others wait.
+    pub async fn request(
+        &self,
+        agent: &VerifiedAgent,
+        wanted: GrantRequest,
+        idempotency_key: Option<&str>,
+    ) -> Result<Arc<Grant>, BrokerError> {
+        let rules = self.rules();
+        check_text(&wanted, rules.config.limits.intent_chars_max)?;
+        let content = Digest::of(&wanted).map_err(|_| BrokerError::Invalid {
+            field: "authorization_details",
+            what: "numbers must be integers between 0 and 2^53-1, nested at most 32 deep".to_owned(),
+        })?;
+        let idempotency = idempotency_key.map(|key| idempotency_digest(&agent.id, key)).transpose()?;
+        if let Some(known) = self.known_request(idempotency.as_ref(), content).await? {
+            return Ok(known);
+        }
+        let permissions = {
+            let told = std::cell::OnceCell::new();
+            let may_know = |name: &ResourceName| {
+                told.get_or_init(|| Self::askable(&rules, agent)).iter().any(|a: &Askable| a.resource == *name)
+            };
+            normalise_all(&rules.catalogue, &wanted.authorization_details, &may_know).map_err(BrokerError::Details)?
+        };
+        let facts = rules.facts(agent);
+        let confirmation = if wanted.bind {
+            let key = agent.confirmation.clone().ok_or_else(|| BrokerError::Invalid {
+                field: "bind",
+                what: "only a request over mutual TLS can bind its certificate; use the mTLS listener".to_owned(),
+            })?;
+            Some(key)
+        } else {
+            None
+        };
+        let request = Request {
+            agent: facts.clone(),
+            task: wanted.task,
+            intent: wanted.intent,
+            permissions,
+            life_secs: wanted.life_secs,
+            parent: wanted.parent,
+            chain: Vec::new(),
+            excluded_voters: BTreeSet::new(),
+            heartbeat_secs: wanted.heartbeat_secs,
+            confirmation,
+            idempotency,
+            content,
+        };
+        let id = crate::keys::random::grant_id(self.random.as_ref());
+        let asked = Asked { facts, request, tier_max: agent.tier_max.clone() };
+        for _ in 0..CONFLICT_TRIES_MAX {
+            match self.request_once(&rules, id, &asked).await {
+                Err(Again::Conflict) => {
+                    // A twin with the same key may have been the one that was first.
+                    if let Some(known) = self.known_request(idempotency.as_ref(), content).await? {
+                        return Ok(known);
+                    }
+                }
+                Err(Again::No(error)) => {
+                    self.count_refusal(&agent.id, &error).await;
+                    return Err(*error);
+                }
+                Ok(grant) => return Ok(grant),
+            }
+        }
+        Err(BrokerError::Unavailable("too much happened at once; try again".to_owned()))
+    }
+
+    async fn known_request(&self, key: Option<&Digest>, content: Digest) -> Result<Option<Arc<Grant>>, BrokerError> {
+        let Some(key) = key else { return Ok(None) };
+        match self.store.by_idempotency(key).await? {
+            Some(grant) if grant.request.content == content => {
+                // It may be ahead of what is durable: answer only once it is there.
+                let durable = self.store.changed(grant.id, 0, std::time::Duration::from_secs(5)).await?;
+                denied_or(durable.unwrap_or(grant)).map(Some)
+            }
+            Some(_) => Err(BrokerError::IdempotencyReused),
+            None => Ok(None),
+        }
+    }
+
+    async fn request_once(&self, rules: &Rules, id: GrantId, asked: &Asked) -> Result<Arc<Grant>, Again> {
+        let limits = &rules.config.limits;
+        let agent = &asked.facts.id;
+        let (pending, open) = self.store.open_counts(agent).await?;
+        if pending >= limits.pending_per_agent_max {
+            return Err(BrokerError::TooMany {
+                what: "pending requests of one agent",
+                max: limits.pending_per_agent_max,
+            }
+            .into());
+        }
+        if open >= limits.open_grants_per_agent_max {
+            return Err(BrokerError::TooMany {
+                what: "open grants of one agent",
+                max: limits.open_grants_per_agent_max,
+            }
+            .into());
+        }
+        let task = TaskKey { agent: agent.clone(), task: asked.request.task.clone() };
+        if self.store.task_completed(&task).await? {
+            return Err(BrokerError::TaskCompleted.into());
+        }
+        let mut request = asked.request.clone();
+        let mut expect = vec![Expect::TaskOpen(task)];
+        let parent = match request.parent {
+            Some(parent) => Some(self.usable_parent(rules, parent, agent).await?),
+            None => None,
+        };
+        if let Some(parent) = &parent {
+            expect.push(Expect::Version(parent.id, parent.version));
+            request.chain.clone_from(&parent.request.chain);
+            if parent.request.agent.id != *agent {
+                request.chain.push(parent.request.agent.id.clone());
+            }
+            if request.chain.len() >= limits.delegation_depth_max {
+                return Err(BrokerError::TooMany {
+                    what: "links in a delegation chain",
+                    max: limits.delegation_depth_max,
+                }
+                .into());
+            }
+        }
+        request.excluded_voters = rules.excluded(&asked.facts, &request.chain);
+        if let Some(parent) = &parent {
+            request.excluded_voters.extend(parent.request.excluded_voters.iter().cloned());
+        }
+        let freezes = self.store.freezes().await?;
+        expect.push(Expect::FreezeEpoch(freezes.epoch));
+        if let Some(freeze) = frozen_by(rules, &freezes.holding, &request) {
+            return Err(BrokerError::Frozen { reason: freeze.reason.clone() }.into());
+        }
+        let now = self.now();
+        let said = self.assess_new(rules, id, &request, asked.tier_max.as_ref(), now).await?;
+        if let PolicySaid::Denied { rule, reason, .. } = &said
+            && !self.refusals.lock().may_record(agent, now, limits.refusals_per_agent_per_min)
+        {
+            let (rule, reason) = (rule.clone(), reason.clone());
+            return Err(BrokerError::Denied { grant: None, rule, reason }.into());
+        }
+        let heartbeat = request.heartbeat_secs.is_some();
+        let events = decide::request(id, request, parent.as_deref(), said, now).map_err(BrokerError::Refused)?;
+        let batch = Batch { expect, events: numbered(id, 0, events), at: now, urgent: false };
+        self.store.append(batch).await?;
+        let grant = self.store.grant(id).await?.ok_or(BrokerError::NotFound)?;
+        if heartbeat {
+            self.heartbeats.watch(id, now);
+        }
+        Ok(denied_or(grant)?)
+    }
+
+    /// The parent, if it is in force and handed to this identity. One answer for every reason why not.
+    async fn usable_parent(&self, rules: &Rules, id: GrantId, agent: &AgentId) -> Result<Arc<Grant>, BrokerError> {
+        let parent = self.store.head(id).await?.ok_or(BrokerError::Parent)?;
+        let in_force = parent.ends_at().is_some_and(|ends_at| self.now() < ends_at);
+        if in_force && rules.may_delegate(&parent.request.agent.id, agent) {
+            Ok(parent)
+        } else {
+            Err(BrokerError::Parent)
+        }
+    }
+
+    /// Asks policy about a new request.
+    async fn assess_new(
+        &self,
+        rules: &Rules,
+        id: GrantId,
+        request: &Request,
+        tier_max: Option<&crate::core::id::TierName>,
+        now: Timestamp,
+    ) -> Result<PolicySaid, BrokerError> {
+        let decide_by = now.plus_secs(rules.config.broker.decide_within_secs);
+        self.assess(rules, id, request, tier_max, now, decide_by, None).await
+    }
+
+    /// Asks policy with the full context of this moment. `standing` is what was assessed before, whose latest end,
+    /// deadline and (if nothing else moved) sentence stay.
+    #[allow(clippy::too_many_arguments)] // one question, all of it
+    pub(super) async fn assess(
+        &self,
+        rules: &Rules,
+        id: GrantId,
+        request: &Request,
+        tier_max: Option<&crate::core::id::TierName>,
+        now: Timestamp,
+        decide_by: Timestamp,
+        standing: Option<&Assessed>,
+    ) -> Result<PolicySaid, BrokerError> {
+        let agent = &request.agent;
+        let since = Timestamp(now.0.saturating_sub(rules.config.broker.combination_window_secs * 1000));
+        // What this grant itself gave doesn't count as already held (guarantee 3).
+        let held: Vec<Permission> = self
+            .store
+            .held(&agent.id, agent.owner.as_ref(), since, Some(id))
+            .await?
+            .into_iter()
+            .map(|h| h.permission)
+            .collect();
+        let tree_holds = self.tree_holds(request).await?;
+        let assessment = rules.engine.assess(&AssessInput {
+            agent: rules.policy_agent(agent, tier_max),
+            permissions: request.permissions.clone(),
+            task: TaskFacts {
+                name: request.task.clone(),
+                depth: u32::try_from(request.chain.len()).unwrap_or(u32::MAX),
+                life_secs: request.life_secs,
+                recent_requests: self.rates.lock().recent(&agent.id, now),
+                intent_labels: BTreeSet::new(),
+            },
+            tree_holds,
+            held,
+        });
+        let (tier, life_secs) = match assessment.outcome {
+            Outcome::Deny { rule, reason } => {
+                return Ok(PolicySaid::Denied { rule, policy_version: assessment.policy_version, reason });
+            }
+            Outcome::Permit { tier, life_secs, .. } => (tier, life_secs),
+        };
+        let owner = agent.owner.as_ref().map(|o| rules.person_name(o));
+        let unmoved = standing.filter(|s| {
+            let a = &s.approvable;
+            a.permissions == request.permissions && a.life_secs == life_secs && a.tier == tier
+        });
+        let sentence = unmoved.map_or_else(
+            || sentence::sentence(&rules.catalogue, agent, owner.as_deref(), &request.permissions, life_secs),
+            |s| s.approvable.sentence.clone(),
+        );
+        let approvable = Approvable {
+            grant: id,
+            agent: agent.id.clone(),
+            owner: agent.owner.clone(),
+            chain: request.chain.clone(),
+            permissions: request.permissions.clone(),
+            life_secs,
+            latest_end: standing.map_or_else(|| decide_by.plus_secs(life_secs), |s| s.approvable.latest_end),
+            tier,
+            targets: rules.target_digests(&request.permissions)?,
+            revocability: rules.revocability(&request.permissions, life_secs)?,
+            sentence,
+        };
+        let digest = approvable.digest().map_err(|e| BrokerError::Internal(e.to_string()))?;
+        let reasons = assessment
+            .reasons
+            .into_iter()
+            .map(|r| Reason { rule: r.policy, says: r.reason.unwrap_or_default() })
+            .collect();
+        Ok(PolicySaid::Permitted(Box::new(Assessed {
+            approvable,
+            digest,
+            reasons,
+            policy_version: assessment.policy_version,
+            decide_by,
+        })))
+    }
+
+    /// What the task tree holds: everything in force above this request, and in its task.
+    async fn tree_holds(&self, request: &Request) -> Result<Vec<Permission>, BrokerError> {
+        let mut out = Vec::new();
+        let mut take = |grant: &Grant| {
+            if matches!(grant.state, GrantState::Active { .. } | GrantState::Ending { .. })
+                && let Some(assessed) = &grant.assessed
+            {
+                out.extend(assessed.approvable.permissions.iter().cloned());
+            }
+        };
+        let mut root = None;
+        let mut above = request.parent;
+        while let Some(id) = above {
+            let Some(grant) = self.store.head(id).await? else { break };
+            root = Some(id);
+            above = grant.request.parent;
+        }
+        if let Some(root) = root {
+            for grant in self.store.subtree(root).await? {
+                take(&grant);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The resources that policy would let this agent ask for: it is told of no others (regression R3).
+    pub(super) fn askable(rules: &Rules, agent: &VerifiedAgent) -> Vec<Askable> {
+        rules.engine.askable(&rules.policy_agent(&rules.facts(agent), agent.tier_max.as_ref()))
+    }
+
+    /// Refusals that made no grant are counted, and recorded in sums (regression D9).
+    async fn count_refusal(&self, agent: &AgentId, error: &BrokerError) {
+        let word = match error {
+            BrokerError::Denied { grant: Some(_), .. } => return,
+            BrokerError::Denied { .. } => "denied",
+            BrokerError::Frozen { .. } => "frozen",
+            BrokerError::TooMany { .. } => "too-many",
+            BrokerError::Parent => "parent",
+            BrokerError::TaskCompleted => "task-completed",
+            BrokerError::Refused(_) => "refused",
+            _ => return,
+        };
+        self.refusals.lock().count(agent, word);
+    }
+
+    /// Records the refusals that were counted since the last time.
+    pub(super) async fn record_refusals(&self) -> Result<(), StoreError> {
+        let counted = self.refusals.lock().take();
+        for ((agent, problem), count) in counted {
+            self.note(BrokerEvent::Refused { agent, problem: problem.to_owned(), count }).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts a call of an agent against its rate. `Err`: seconds to wait.
+    pub fn admit(&self, agent: &AgentId) -> Result<(), u64> {
+        let rules = self.rules.load();
+        let limits = &rules.config.limits;
+        self.rates.lock().admit(agent, self.now(), limits.requests_per_agent_per_sec, limits.requests_per_agent_burst)
+    }
+}
+
+/// The grant, or policy's no: the same answer however often it is asked for.
+fn denied_or(grant: Arc<Grant>) -> Result<Arc<Grant>, BrokerError> {
+    match &grant.state {
+        GrantState::Denied { by: DeniedBy::Policy { rule, .. }, reason, .. } => {
+            Err(BrokerError::Denied { grant: Some(grant.id), rule: rule.clone(), reason: reason.clone() })
+        }
+        _ => Ok(grant),
+    }
+}
+
+/// Why one attempt ended.
+enum Again {
+    Conflict,
+    No(Box<BrokerError>),
+}
+
+impl From<StoreError> for Again {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::Conflict,
+            other => Self::No(Box::new(other.into())),
+        }
+    }
+}
+impl From<BrokerError> for Again {
+    fn from(error: BrokerError) -> Self {
+        Self::No(Box::new(error))
+    }
+}
+
+fn check_text(wanted: &GrantRequest, intent_chars_max: usize) -> Result<(), BrokerError> {
+    let invalid = |field, what: String| Err(BrokerError::Invalid { field, what });
+    let chars = wanted.intent.chars().count();
+    if chars == 0 || chars > intent_chars_max {
+        return invalid("intent", format!("say in 1 to {intent_chars_max} characters what this is for"));
+    }
+    if wanted.intent.chars().any(char::is_control) {
+        return invalid(
+            "intent",
+            "control characters (line breaks too) are not accepted; write one plain line".to_owned(),
+        );
+    }
+    if wanted.life_secs == 0 || wanted.life_secs > LIFE_SECS_MAX {
+        return invalid("life_secs", format!("ask for 1 to {LIFE_SECS_MAX} seconds"));
+    }
+    if let Some(secs) = wanted.heartbeat_secs
+        && !(HEARTBEAT_SECS_MIN..=HEARTBEAT_SECS_MAX).contains(&secs)
+    {
+        return invalid(
+            "heartbeat_secs",
+            format!("a heartbeat comes every {HEARTBEAT_SECS_MIN} to {HEARTBEAT_SECS_MAX} seconds"),
+        );
+    }
+    Ok(())
+}
+
+/// Can this be an `Idempotency-Key`?
+pub fn check_key(key: &str) -> Result<(), BrokerError> {
+    if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
+        let what = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible ASCII characters");
+        return Err(BrokerError::Invalid { field: "Idempotency-Key", what });
+    }
+    Ok(())
+}
+
+pub(super) fn idempotency_digest(agent: &AgentId, key: &str) -> Result<Digest, BrokerError> {
+    check_key(key)?;
+    Digest::of(&(agent, key)).map_err(|e| BrokerError::Internal(e.to_string()))
+}
+
+/// The freeze that covers a request, if one does.
+pub(super) fn frozen_by<'a>(rules: &Rules, freezes: &'a [Freeze], request: &Request) -> Option<&'a Freeze> {
+    freezes.iter().find(|f| selects(rules, &f.selector, request))
+}
+
+/// Does a selector cover a request? Children are covered by what their chain holds.
+pub(super) fn selects(rules: &Rules, selector: &Selector, request: &Request) -> bool {
+    let agents = || std::iter::once(&request.agent.id).chain(&request.chain);
+    match selector {
+        Selector::All => true,
+        Selector::Agent(agent) => agents().any(|a| a == agent),
+        Selector::Owner(person) => {
+            request.agent.owner.as_ref() == Some(person) || agents().any(|a| rules.owner_of(a).as_ref() == Some(person))
+        }
+        Selector::Resource(name) => request.permissions.iter().any(|p| p.resource == *name),
+        Selector::Task(task) => request.agent.id == task.agent && request.task == task.task,
+        Selector::TaskName(name) => request.task == *name,
+        Selector::Target(target) => request
+            .permissions
+            .iter()
+            .any(|p| rules.catalogue.resource(&p.resource).is_some_and(|r| r.target == *target)),
+    }
+}
+
+/// How many refusals of one identity are recorded one by one; the rest is counted.
+#[derive(Debug, Default)]
+pub struct RefusalBudget {
+    recorded: HashMap<AgentId, (u64, u32)>,
+    counted: BTreeMap<(AgentId, &'static str), u64>,
+}
+
+/// Identities whose refusals are counted at once; more are counted as one.
+const COUNTED_MAX: usize = 10_000;
+
+impl RefusalBudget {
+    fn may_record(&mut self, agent: &AgentId, now: Timestamp, per_min: u32) -> bool {
+        let minute = now.0 / 60_000;
+        if self.recorded.len() > COUNTED_MAX {
+            self.recorded.retain(|_, (m, _)| *m == minute);
+        }
+        let entry = self.recorded.entry(agent.clone()).or_insert((minute, 0));
+        if entry.0 != minute {
+            *entry = (minute, 0);
+        }
+        entry.1 += 1;
+        entry.1 <= per_min
+    }
+    fn count(&mut self, agent: &AgentId, problem: &'static str) {
+        if self.counted.len() < COUNTED_MAX || self.counted.contains_key(&(agent.clone(), problem)) {
+            *self.counted.entry((agent.clone(), problem)).or_insert(0) += 1;
+        }
+    }
+    fn take(&mut self) -> BTreeMap<(AgentId, &'static str), u64> {
+        std::mem::take(&mut self.counted)
+    }
+}
+
+/// Token buckets of agents, and their rough recent counts.
+#[derive(Debug, Default)]
+pub struct Rates {
+    buckets: HashMap<AgentId, Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    milli_tokens: u64,
+    at: Timestamp,
+    hour: u64,
+    this_hour: u64,
+    last_hour: u64,
+}
+
+impl Rates {
+    fn admit(&mut self, agent: &AgentId, now: Timestamp, per_sec: u32, burst: u32) -> Result<(), u64> {
+        let full = u64::from(burst.max(1)) * 1000;
+        let hour = now.0 / 3_600_000;
+        if self.buckets.len() > COUNTED_MAX {
+            // A bucket that is full again carries nothing but the count of an hour.
+            self.buckets.retain(|_, b| hour.saturating_sub(b.hour) < 2);
+        }
+        let bucket = self.buckets.entry(agent.clone()).or_insert(Bucket {
+            milli_tokens: full,
+            at: now,
+            hour,
+            this_hour: 0,
+            last_hour: 0,
+        });
+        if bucket.hour != hour {
+            bucket.last_hour = if bucket.hour + 1 == hour { bucket.this_hour } else { 0 };
+            bucket.this_hour = 0;
+            bucket.hour = hour;
+        }
+        let gained = now.ms_since(bucket.at).saturating_mul(u64::from(per_sec));
+        bucket.milli_tokens = bucket.milli_tokens.saturating_add(gained).min(full);
+        bucket.at = now;
+        if bucket.milli_tokens < 1000 {
+            return Err(1);
+        }
+        bucket.milli_tokens -= 1000;
+        bucket.this_hour += 1;
+        Ok(())
+    }
+    fn recent(&self, agent: &AgentId, now: Timestamp) -> u32 {
+        let hour = now.0 / 3_600_000;
+        let count = self.buckets.get(agent).map_or(0, |b| match hour.saturating_sub(b.hour) {
+            0 => b.this_hour + b.last_hour,
+            1 => b.this_hour,
+            _ => 0,
+        });
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+}
