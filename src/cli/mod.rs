@@ -1,0 +1,143 @@
+//! The command line: one file a command. Reaches a broker only through `client`; `serve`, `dev` and `tour` assemble one.
+
+pub mod agent;
+pub mod assemble;
+pub mod audit;
+pub mod config;
+pub mod demo_api;
+pub mod dev;
+pub mod freeze;
+pub mod grant_text;
+pub mod policy;
+pub mod record_text;
+pub mod review_text;
+pub mod reviewer;
+pub mod serve;
+pub mod term;
+pub mod throwaway;
+pub mod tour;
+pub mod want;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::ClientError;
+
+/// The exit code of anything that failed without a code of its own.
+pub const EXIT_FAILED: i32 = 1;
+/// The exit code of a wrong command line (clap's own).
+pub const EXIT_USAGE: i32 = 2;
+
+/// Why a command failed: what happened, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The broker, or the way to it.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// Anything that is said in one line.
+    #[error("{0}")]
+    Said(String),
+}
+
+impl CliError {
+    /// Something that is said in one line.
+    pub fn said(what: impl std::fmt::Display) -> Self {
+        Self::Said(what.to_string())
+    }
+}
+
+/// Countersign: credentials for AI agents, for one task, countersigned by a person, and provably gone afterwards.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, about, max_term_width = 100, after_help = AFTER)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "\
+Start here:
+  countersign tour                   the whole promise in one minute, on this machine
+  countersign dev                    a broker to build against
+
+Environment of an agent:
+  COUNTERSIGN_URL                    the broker, for example https://broker.corp:8443
+  COUNTERSIGN_CA                     PEM of the CA that signed its certificate
+  SPIFFE_ENDPOINT_SOCKET             identity from SPIRE or `countersign dev`; COUNTERSIGN_MTLS=1 for X.509
+  COUNTERSIGN_TOKEN_FILE             identity from a projected token; in GitHub Actions nothing is needed
+
+Exit codes:
+  0 done   1 failed   2 wrong command line   75 still pending at the time limit   77 denied
+  `exec` passes on the exit code of the command that it ran; when that was not run: 70 failed, 126 not
+  executable, 127 not found.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// See the main job done, narrated, on this machine: nothing to configure
+    Tour(tour::Args),
+    /// Run a broker to build against: own identities, a reviewer's link, example resources
+    Dev(dev::Args),
+    /// Run the broker
+    Serve(serve::Args),
+    /// Get credentials for one task, run a command with them, give them back
+    Exec(agent::ExecArgs),
+    /// Ask for a grant
+    Request(agent::RequestArgs),
+    /// Look at a grant of yours
+    Status(agent::StatusArgs),
+    /// Collect the credentials of a grant, once
+    Credentials(agent::CredentialsArgs),
+    /// Say that a grant, or a whole task, is done
+    Complete(agent::CompleteArgs),
+    /// Take a pending request back
+    Cancel(agent::GrantArgs),
+    /// Sign in as a reviewer: look, deny, revoke, freeze
+    Login(reviewer::LoginArgs),
+    /// What waits for a decision
+    Inbox(reviewer::InboxArgs),
+    /// Everything about one grant, on one screen
+    Show(reviewer::ShowArgs),
+    /// Show the sentence, open the page, wait for the decision there
+    Approve(reviewer::ApproveArgs),
+    /// Say no, with a reason for the agent
+    Deny(reviewer::DenyArgs),
+    /// Take a grant away, now
+    Revoke(reviewer::RevokeArgs),
+    /// The kill switch: end all that matches and refuse new ones
+    Freeze(reviewer::FreezeArgs),
+    /// Read and verify the journal
+    Audit(audit::Args),
+    /// Check and test policies
+    Policy(policy::Args),
+    /// Check the configuration
+    Config(config::Args),
+    /// Uses a credential from a process of its own: how `tour` looks from outside
+    #[command(hide = true, name = "try")]
+    Try(tour::TryArgs),
+}
+
+/// Runs a command and returns the exit code.
+pub async fn run(cli: Cli) -> Result<i32, CliError> {
+    match cli.command {
+        Command::Tour(args) => tour::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Exec(args) => agent::exec(args).await,
+        Command::Request(args) => agent::request(args).await,
+        Command::Status(args) => agent::status(args).await,
+        Command::Credentials(args) => agent::credentials(args).await,
+        Command::Complete(args) => agent::complete(args).await,
+        Command::Cancel(args) => agent::cancel(args).await,
+        Command::Login(args) => reviewer::login(args).await,
+        Command::Inbox(args) => reviewer::inbox(args).await,
+        Command::Show(args) => reviewer::show(args).await,
+        Command::Approve(args) => reviewer::approve(args).await,
+        Command::Deny(args) => reviewer::deny(args).await,
+        Command::Revoke(args) => reviewer::revoke(args).await,
+        Command::Freeze(args) => reviewer::freeze(args).await,
+        Command::Audit(args) => audit::run(args),
+        Command::Policy(args) => policy::run(args),
+        Command::Config(args) => config::run(args).await,
+        Command::Try(args) => tour::try_credential(args).await,
+    }
+}
