@@ -196,5 +196,4 @@ impl Plan {
 }
 
 #[cfg(test)]
-#[path = "settings_tests.rs"]
 mod tests;

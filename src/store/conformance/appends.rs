@@ -177,11 +177,7 @@ pub async fn children_end_with_their_parent(house: &dyn House) {
     assert!(poll!(coming.as_mut()).is_pending());
     assert!(is_conflict(&append(&*store, with_first(&first), START).await), "one is on its way");
     coming.await.unwrap();
-    let mut all = Vec::new();
-    for grant in store.subtree(parent.id).await.unwrap() {
-        all.extend(events_of(&grant, &Command::Finish { cause: EndCause::ParentEnded }, START));
-    }
-    append(&*store, all, START).await.unwrap();
+    end_tree(&*store, 1, START).await;
     assert!(store.open_grants().await.unwrap().is_empty());
     // When its time is up, that of its children is too: each may be recorded alone.
     let parent = ask(4).on(&*store).await;

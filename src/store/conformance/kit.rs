@@ -1,4 +1,6 @@
-//! Short ways to say what happens in a test. Every event is decided by the production core.
+//! Short ways to say what happens in a test. Every event is decided by the production core. Used here and by
+//! `tests/store_*.rs`.
+#![allow(dead_code)] // each user has its part
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use serde_json::json;
 
 use crate::core::decide::{self, Command, PolicySaid, decide};
 use crate::core::digest::Digest;
-use crate::core::event::{EndCause, Event, GrantEvent};
+use crate::core::event::{EndCause, Event, GrantEvent, Selector};
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{AgentId, GrantId, LeaseId, PersonId, TaskKey, TaskName, TierName, Timestamp};
 use crate::core::lease::{Evidence, LeaseIntent};
@@ -193,6 +195,15 @@ pub async fn end(store: &dyn Store, n: u64, at: Timestamp) -> Arc<Grant> {
     command(store, grant_id(n), &finish(), at).await
 }
 
+/// Ends a grant with everything below it, in one write.
+pub async fn end_tree(store: &dyn Store, n: u64, at: Timestamp) {
+    let mut all = Vec::new();
+    for grant in store.subtree(grant_id(n)).await.expect("readable") {
+        all.extend(events_of(&grant, &Command::Finish { cause: EndCause::ParentEnded }, at));
+    }
+    append(store, all, at).await.expect("nothing is in the way");
+}
+
 pub fn vote(grant: &Grant, by: &str, verdict: Verdict) -> Command {
     let digest = grant.assessed.as_ref().expect("assessed").digest;
     let vote = Vote {
@@ -266,4 +277,32 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Waits until everything final has left memory.
 pub async fn archived(store: &dyn Store) {
     until("archived", || figure(store, "view_waiting") == 0 && figure(store, "grants_final_in_memory") == 0).await;
+}
+
+/// Something of everything.
+pub async fn furnish(store: &dyn Store) {
+    let keyed = |n: u64| Some(Digest::of_bytes(&n.to_be_bytes()));
+    let two = vec![permission("db"), permission("web")];
+    with_leases(store, Ask { permissions: two, idempotency: keyed(1), ..ask(1) }, &[1, 2]).await;
+    let voted = Ask { approvals: 2, agent: 2, owner: Some("ben"), ..ask(2) }.on(store).await;
+    command(store, voted.id, &vote(&voted, "eve", Verdict::Approve), at(1)).await;
+    let parent = Ask { task: "other", ..ask(3) }.on(store).await;
+    with_leases(store, Ask { parent: Some(Arc::clone(&parent)), agent: 3, owner: None, ..ask(4) }, &[3]).await;
+    Ask { deny: true, agent: 4, idempotency: keyed(5), ..ask(5) }.on(store).await;
+    Ask { agent: 4, ..pending(6) }.on(store).await;
+    command(store, grant_id(6), &Command::Cancel, at(2)).await;
+    with_leases(store, Ask { agent: 2, owner: Some("ben"), ..ask(7) }, &[4]).await;
+    end(store, 7, at(3)).await;
+    command(store, grant_id(7), &retry(4, at(50)), at(4)).await;
+    with_leases(store, Ask { idempotency: keyed(8), ..ask(8) }, &[5]).await;
+    end(store, 8, at(5)).await;
+    command(store, grant_id(8), &gone(5), at(6)).await;
+    let freeze = |id, selector| Event::Frozen { id, selector, by: person("eve"), reason: "enough".into() };
+    let all = vec![
+        freeze(1, Selector::Agent(agent(9))),
+        freeze(2, Selector::All),
+        Event::Unfrozen { id: 2, by: person("eve") },
+        Event::TaskCompleted { task: task_key(4, "task") },
+    ];
+    append(store, all, at(7)).await.unwrap();
 }
