@@ -198,7 +198,8 @@ async fn who_cannot_prove_what_they_are() {
         let why = answer.problem(401, "identity");
         assert!(why.contains(says), "{token:.60}: {why}");
         let secret = token.rsplit('.').next().unwrap_or_default();
-        assert!(secret.is_empty() || !answer.text().contains(secret), "{}", answer.text());
+        // One letter stands in every answer.
+        assert!(secret.len() < 4 || !answer.text().contains(secret), "{}", answer.text());
         no_mark(&answer);
         one.get("/v1/catalogue").await.problem(401, "identity");
         Answer::of(one.posting("/introspect").form(&[("token", "x")])).await.problem(401, "identity");

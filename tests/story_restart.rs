@@ -6,12 +6,17 @@ mod broker;
 use std::time::{Duration, Instant};
 
 use broker::agent::{Login, app, customers, notes, request, sandbox};
-use broker::{Plan, World, target, until, until_within};
+use broker::{PATIENCE, Plan, World, target, until};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// From the moment when a target is back until what was due there is ended.
 const BACK: Duration = Duration::from_secs(2);
+
+/// So many attempts to end its credential have failed.
+fn attempted(times: u64) -> impl Fn(&Value) -> bool {
+    move |seen| seen["leases"][0]["attempts"].as_u64().is_some_and(|n| n >= times)
+}
 
 async fn world(postgres: bool, people: bool) -> Option<World> {
     Plan { postgres, people, ..Plan::default() }.start("story_restart").await
@@ -62,10 +67,8 @@ async fn l5_a_stop_in_mid_revoke_goes_on_at_the_next_start() {
     let blocker = world.cluster().admin("sandbox").await;
     blocker.batch_execute(&format!("BEGIN; ALTER ROLE {} CONNECTION LIMIT 7", login.user)).await.unwrap();
     ops.complete(&id).await.ok();
-    until("an attempt has failed", async || {
-        ops.show(&id).await["leases"][0]["attempts"].as_u64().is_some_and(|n| n > 0)
-    })
-    .await;
+    // One goes on for a while, with pauses of its own, before it counts as failed.
+    ops.wait_until("an attempt has failed", Duration::from_secs(40), &id, attempted(1)).await;
     assert_eq!(ops.state(&id).await, "ending");
     let status = world.broker.stop().await;
     assert!(status.success(), "{status}");
@@ -106,7 +109,7 @@ async fn a_stop_answers_what_is_in_flight_and_takes_nothing_new() {
         let ops = ops.clone();
         async move { ops.getting(&format!("/v1/grants/{waiting}?wait=30s&version={version}")).send().await }
     });
-    until("the mint is intended", async || ops.show(&id).await["leases"][0]["state"] == "intended").await;
+    ops.wait_until("the mint is intended", PATIENCE, &id, |seen| seen["leases"][0]["state"] == "intended").await;
     world.broker.signal(Signal::TERM);
     let ready = format!("http://127.0.0.1:{}/readyz", world.ports.metrics);
     until("it isn't ready any more", async || !world.http.get(&ready).send().await.is_ok_and(|r| r.status() == 200))
@@ -141,29 +144,23 @@ async fn l4_when_the_target_comes_back_what_is_due_there_is_ended_within_seconds
     ops.complete(&first).await.ok();
     ops.complete(&second).await.ok();
     // Long enough for the pauses between two attempts to become longer than what is promised; a restart in between.
-    until("some attempts have failed", async || {
-        ops.show(&first).await["leases"][0]["attempts"].as_u64().is_some_and(|n| n >= 4)
-    })
-    .await;
-    let shown = ops.show(&first).await;
+    let shown = ops.wait_until("some attempts have failed", PATIENCE, &first, attempted(4)).await;
     assert_eq!(shown["state"], "ending");
     let error = shown["leases"][0]["last_error"].as_str().unwrap();
     assert!(error.contains("can't connect") && !error.contains("canary"), "{error}");
     assert!(world.metric("countersign_leases_revoking").await >= 2.0);
     world.kill_and_restart().await;
     assert_eq!(ops.state(&first).await, "ending");
-    until_within(Duration::from_secs(40), "many attempts have failed", async || {
-        ops.show(&first).await["leases"][0]["attempts"].as_u64().is_some_and(|n| n >= 7)
-    })
-    .await;
+    ops.wait_until("many attempts have failed", Duration::from_secs(40), &first, attempted(7)).await;
     let page = world.browser("chen").await.get("/").await.text();
     assert!(page.contains("not proven gone"), "people see it: {page}");
 
     let pause = ops.show(&first).await["leases"][0].clone();
     world.cluster().run(&target::settings());
     let back = Instant::now();
-    let both = async || ops.state(&first).await == "ended" && ops.state(&second).await == "ended";
-    until_within(Duration::from_secs(70), "both are ended", both).await;
+    for id in [&first, &second] {
+        ops.wait_until("both are ended", Duration::from_secs(70), id, |seen| seen["state"] == "ended").await;
+    }
     eprintln!("ended {:?} after PostgreSQL came back; the pause then: {pause}", back.elapsed());
     assert!(back.elapsed() < BACK, "{:?}", back.elapsed());
     let admin = world.cluster().admin("postgres").await;

@@ -19,8 +19,8 @@ use super::shared::{EXCHANGE, Shared, TURN};
 use super::steps::{cut, drop_roles, hush, prove, silence};
 use crate::connector::{Gone, RevokeError};
 
-/// How long one call goes on.
-const CALL: Duration = Duration::from_secs(45);
+/// How long one call goes on: then the attempt is recorded with what stood in its way, and the next one follows.
+const CALL: Duration = Duration::from_secs(15);
 /// Waiting for a lock; the watcher looks sooner.
 const LOCK_MS: u32 = 200;
 /// How often the watcher looks.

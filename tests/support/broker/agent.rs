@@ -7,7 +7,7 @@ use countersign::client::{AgentClient, Proof, tls};
 use countersign::core::secret::Secret;
 use serde_json::{Value, json};
 
-use super::{Answer, DOMAIN, World, until};
+use super::{Answer, DOMAIN, PATIENCE, World, until_within};
 
 /// Life of the identities, in seconds.
 const LIFE: u64 = 600;
@@ -122,10 +122,24 @@ impl Agent {
 
     /// Waits until the grant is in that state and gives it.
     pub async fn wait(&self, id: &str, state: &str) -> Value {
-        let mut seen = Value::Null;
-        until(&format!("{id} is {state}"), async || {
-            seen = self.show(id).await;
-            seen["state"] == state
+        self.wait_until(&format!("{id} is {state}"), PATIENCE, id, |seen| seen["state"] == state).await
+    }
+
+    /// Waits, by long polls, until what is shown of a grant is so, and gives it. Asking again and again would meet
+    /// the rate limit.
+    pub async fn wait_until(
+        &self,
+        what: &str,
+        patience: Duration,
+        id: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let mut seen = self.show(id).await;
+        until_within(patience, what, async || {
+            if !condition(&seen) {
+                seen = self.poll(id, seen["version"].as_u64().unwrap(), Duration::from_secs(1)).await.ok();
+            }
+            condition(&seen)
         })
         .await;
         seen
