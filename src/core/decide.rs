@@ -15,6 +15,9 @@ use super::request::{Assessed, Request};
 use super::revocability::Observation;
 use super::vote::{Verdict, Vote};
 
+/// All arguments of reported invocations that one grant keeps, in bytes.
+pub const INVOCATION_BYTES_MAX: usize = 256 * 1024;
+
 /// What policy said, as `decide` needs it.
 #[derive(Debug, Clone)]
 pub enum PolicySaid {
@@ -367,7 +370,7 @@ fn decide_now(grant: &Grant, command: &Command, now: Timestamp) -> Result<Vec<Gr
             if grant.invocations.len() >= *max {
                 return Err(Refusal::Limit { what: "invocations", max: *max });
             }
-            Ok(vec![GrantEvent::Invoked { invocation: invocation.clone() }])
+            Ok(vec![GrantEvent::Invoked { invocation: within_budget(grant, invocation) }])
         }
         Command::Prepared { .. }
         | Command::Live { .. }
@@ -377,6 +380,20 @@ fn decide_now(grant: &Grant, command: &Command, now: Timestamp) -> Result<Vec<Gr
         | Command::Retry { .. }
         | Command::Gone { .. } => decide_lease(grant, command, now),
     }
+}
+
+/// The arguments stay as long as all that a grant keeps fits into [`INVOCATION_BYTES_MAX`]; beyond it, their digest does.
+fn within_budget(grant: &Grant, invocation: &Invocation) -> Invocation {
+    let bytes = |i: &Invocation| i.arguments.iter().flatten().map(String::len).sum::<usize>();
+    let kept: usize = grant.invocations.iter().map(bytes).sum();
+    let mut invocation = invocation.clone();
+    if kept + bytes(&invocation) > INVOCATION_BYTES_MAX
+        && let Some(arguments) = invocation.arguments.take()
+        && invocation.arguments_digest.is_none()
+    {
+        invocation.arguments_digest = Digest::of(&arguments).ok().map(|d| d.to_string());
+    }
+    invocation
 }
 
 fn decide_vote(
@@ -504,15 +521,24 @@ fn decide_lease(grant: &Grant, command: &Command, now: Timestamp) -> Result<Vec<
             },
             _ => return Err(Refusal::NoLease),
         },
-        Command::Unknown { lease, why, handle, not_before } => match state_of(lease)? {
-            LeaseState::Intended => GrantEvent::LeaseUnknown {
+        Command::Unknown { lease, why, handle, not_before } => {
+            let anew = match state_of(lease)? {
+                LeaseState::Intended => true,
+                // Noticed in what is the future by now: the clock was set back, and so must the moment be from which
+                // on it is looked for, or that is years away (guarantee 10).
+                LeaseState::Unknown { since, .. } => now < *since,
+                _ => false,
+            };
+            if !anew {
+                return Err(Refusal::NoLease);
+            }
+            GrantEvent::LeaseUnknown {
                 lease: *lease,
                 why: why.clone(),
                 handle: handle.clone(),
                 not_before: *not_before,
-            },
-            _ => return Err(Refusal::NoLease),
-        },
+            }
+        }
         Command::RevokeLease { lease, why } => match state_of(lease)? {
             LeaseState::Live { .. } => GrantEvent::LeaseRevoking { lease: *lease, why: why.clone() },
             // On its way: its outcome must be known (or `Unknown`) before anything can be ended.

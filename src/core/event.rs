@@ -258,7 +258,8 @@ pub enum EndCause {
 pub struct Invocation {
     /// The tool or program.
     pub tool: String,
-    /// SHA-256 or keyed hash of its arguments, hex, if given.
+    /// A hash of program and arguments, hex, if given. The agent reports a SHA-256; the record has a hash of that with a
+    /// key of the broker's, so that equal commands can be compared and none can be guessed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arguments_digest: Option<String>,
     /// The arguments themselves, only if the user asked for them to be recorded.
@@ -354,6 +355,15 @@ pub enum BrokerEvent {
         person: PersonId,
         /// Why.
         problem: String,
+    },
+    /// More votes of one person were refused than are recorded one by one.
+    VotesRefused {
+        /// Whose.
+        person: PersonId,
+        /// Why, in a word.
+        problem: String,
+        /// How many this stands for.
+        count: u64,
     },
     /// A credential was asked for again after it had been handed over, and minted anew.
     Replaced {

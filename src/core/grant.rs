@@ -284,7 +284,11 @@ impl Grant {
                 };
             }
             GrantEvent::LeaseUnknown { lease, why, handle, not_before } => {
-                let lease = self.leases.get_mut(lease).filter(|l| matches!(l.state, LeaseState::Intended))?;
+                let lease = self.leases.get_mut(lease).filter(|l| match &l.state {
+                    LeaseState::Intended => true,
+                    LeaseState::Unknown { since, .. } => at < *since,
+                    _ => false,
+                })?;
                 if handle.is_some() {
                     lease.handle.clone_from(handle);
                 }

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::id::{GrantId, LeaseId, Timestamp};
+use super::id::{GrantId, LeaseId, ResourceName, Timestamp};
 use super::permission::{PERMISSIONS_MAX, Permission};
 use super::strict::no_fields;
 
@@ -54,6 +54,9 @@ pub struct LeaseIntent {
     pub grant: GrantId,
     /// The name at the target: prefix and keyed hash, deterministic, ≤ 48 bytes of `[a-z0-9_]`.
     pub name: String,
+    /// The target where it is minted. Fixed here: a lease is ended where it was made, whatever becomes of its
+    /// resource in the catalogue (guarantee 4).
+    pub target: ResourceName,
     /// What the credential may do: one permission of the grant.
     pub permission: Permission,
     /// When the intent was made (broker's clock).

@@ -29,6 +29,16 @@ pub enum Confirmation {
     JwkThumbprint(String),
 }
 
+/// An account at some issuer: of whom, only the people directory says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// The exact issuer.
+    pub issuer: String,
+    /// The immutable subject there.
+    pub subject: String,
+}
+
 /// The verified facts about the agent that asked, as they were at that moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +54,9 @@ pub struct AgentFacts {
     /// Claims that matter, mapped from verified bytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, String>,
+    /// Who launched it, where its issuer says so. That person can't vote (guarantee 6).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launcher: Option<Account>,
     /// The person who answers for it; `None` reaches no tier that needs a vote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<PersonId>,

@@ -237,6 +237,27 @@ fn absence_is_proven_only_after_the_longest_mint() {
 }
 
 #[test]
+fn doubt_from_the_future_is_dated_anew_and_no_other() {
+    let mut world = World::new();
+    let id = ask(&mut world, 0, None, 0);
+    let lease = intend(&mut world, id);
+    act(&mut world, id, lease, LeaseAct::Unknown { secs: 120 });
+    // As time goes on, nobody brings the moment nearer.
+    let anew = lease_command(lease, LeaseAct::Unknown { secs: 5 }, world.now);
+    assert_eq!(decide(world.grant(id), &anew, world.now), Err(Refusal::NoLease));
+    // The clock was set back: what was noticed in ten years is looked for soon.
+    let back = Timestamp(world.now.0 - 1_000);
+    let anew = lease_command(lease, LeaseAct::Unknown { secs: 5 }, back);
+    let mut after = Some(world.grant(id).clone());
+    for event in decide(world.grant(id), &anew, back).unwrap() {
+        Grant::apply(&mut after, id, &event, back).unwrap();
+    }
+    let state = &after.unwrap().leases[&lease].state;
+    let LeaseState::Unknown { since, not_before, progress, .. } = state else { panic!("{state:?}") };
+    assert_eq!((*since, *not_before, progress.next_try), (back, back.plus_secs(5), Some(back.plus_secs(5))));
+}
+
+#[test]
 fn an_answer_that_meets_the_deadline_is_not_a_release() {
     let mut world = World::new();
     let id = ask(&mut world, 0, None, 0);

@@ -10,7 +10,7 @@ use crate::core::lease::{Absence, Lease, LeaseIntent, LeaseState};
 pub enum LeasePhase {
     OnItsWay,
     Live,
-    Lost { not_before: Timestamp },
+    Lost { since: Timestamp, not_before: Timestamp },
     BeingEnded,
     Gone,
 }
@@ -74,8 +74,10 @@ impl LeaseStory {
                 }
             }
             GrantEvent::LeaseUnknown { not_before, .. } => {
-                ensure!(self.phase == LeasePhase::OnItsWay, "unknown while {:?}", self.phase);
-                self.phase = LeasePhase::Lost { not_before: *not_before };
+                // Said again only by a clock that was set back to before it was noticed.
+                let anew = matches!(self.phase, LeasePhase::Lost { since, .. } if at < since);
+                ensure!(anew || self.phase == LeasePhase::OnItsWay, "unknown while {:?}", self.phase);
+                self.phase = LeasePhase::Lost { since: at, not_before: *not_before };
                 "unknown"
             }
             GrantEvent::LeaseRevoking { .. } => {
@@ -85,7 +87,7 @@ impl LeaseStory {
             }
             GrantEvent::LeaseRetry { next_try, .. } => match self.phase {
                 LeasePhase::BeingEnded => "retried",
-                LeasePhase::Lost { not_before } => {
+                LeasePhase::Lost { not_before, .. } => {
                     ensure!(*next_try >= not_before, "G5: looked for while the mint may be under way");
                     "looked for again"
                 }
@@ -99,7 +101,7 @@ impl LeaseStory {
             GrantEvent::LeaseAbsent { absence, .. } => {
                 match (self.phase, absence) {
                     (LeasePhase::OnItsWay, Absence::NotMinted { .. }) => {}
-                    (LeasePhase::Lost { not_before }, Absence::Proven { .. }) => {
+                    (LeasePhase::Lost { not_before, .. }, Absence::Proven { .. }) => {
                         ensure!(at >= not_before, "G5: proven absent while the mint may be under way");
                     }
                     (phase, absence) => return Err(format!("G5: {absence:?} while {phase:?}")),
@@ -120,7 +122,9 @@ impl LeaseStory {
                 ensure!(grant == Phase::InForce, "G4: live though the grant is {grant:?}");
                 LeasePhase::Live
             }
-            LeaseState::Unknown { not_before, .. } => LeasePhase::Lost { not_before: *not_before },
+            LeaseState::Unknown { since, not_before, .. } => {
+                LeasePhase::Lost { since: *since, not_before: *not_before }
+            }
             LeaseState::Revoking { .. } => LeasePhase::BeingEnded,
             LeaseState::Revoked { .. } | LeaseState::Absent { .. } => LeasePhase::Gone,
         };

@@ -106,7 +106,8 @@ fn an_unknown_field_in_any_other_event_is_an_error() {
         broker(BrokerEvent::OrphanFound { target: target.clone(), name: "n".into() }),
         broker(BrokerEvent::OrphanGone { target, name: "n".into(), evidence }),
         broker(BrokerEvent::Refused { agent, problem: "p".into(), count: 1 }),
-        broker(BrokerEvent::VoteRefused { grant, person, problem: "p".into() }),
+        broker(BrokerEvent::VoteRefused { grant, person: person.clone(), problem: "p".into() }),
+        broker(BrokerEvent::VotesRefused { person, problem: "p".into(), count: 2 }),
         broker(BrokerEvent::Replaced { grant }),
     ];
     for event in &all {
