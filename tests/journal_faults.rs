@@ -292,6 +292,120 @@ fn a_full_disk_stops_new_things_and_endings_go_on() {
 }
 
 #[test]
+fn a_torn_tail_on_a_full_disk_is_cut_and_endings_go_on() {
+    for reopened in [false, true] {
+        let disk = MemDisk::default();
+        let (mut journal, mut stepper) = fresh(&disk);
+        append(&journal, &mut stepper, batch(&["one"])).unwrap();
+        disk.set(|s| s.fail_writes = 1);
+        append(&journal, &mut stepper, batch(&[&"torn".repeat(20)])).unwrap_err();
+        // Nothing is free, not a byte.
+        disk.set(|s| s.capacity = Some(s.used()));
+        let opened = if reopened {
+            reopen(&journal, &mut stepper).unwrap()
+        } else {
+            drop((journal, stepper));
+            disk.process_dies();
+            let (j, s, opened) = open(&disk, &seen(1)).unwrap();
+            (journal, stepper) = (j, s);
+            opened
+        };
+        let cut = opened.cut.expect("the tail was torn");
+        let kept = disk.read(&cut.kept_in).unwrap();
+        assert!(!kept.is_empty() && kept.len() as u64 == cut.bytes, "the cut bytes are kept");
+        let names = countersign::audit::disk::Disk::list(&disk, &dir()).unwrap();
+        assert_eq!(names.iter().filter(|n| n.starts_with("torn-")).count(), 1, "{names:?}");
+        append(&journal, &mut stepper, ending("ended")).unwrap();
+        assert_eq!(all(&disk), ["one", "ended"]);
+    }
+}
+
+#[test]
+fn attempts_on_a_full_disk_leave_the_reserve_to_endings() {
+    let disk = MemDisk::default();
+    let (journal, mut stepper) = fresh(&disk);
+    // A hundred grants are open, an ending takes a frame of 80 bytes.
+    let open = Batch { reserve_bytes: 100 * 80, ..batch(&["minted"]) };
+    append(&journal, &mut stepper, open.clone()).unwrap();
+    disk.set(|s| s.capacity = Some(0));
+    let refused = (0..1000).find_map(|_| append(&journal, &mut stepper, open.clone()).err());
+    assert!(matches!(refused, Some(Error::NoSpace { .. })), "{refused:?}");
+    for n in 0..1000 {
+        append(&journal, &mut stepper, Batch { reserve_bytes: 100 * 80, ..batch(&["an attempt"]) }).unwrap_err();
+        if n % 10 == 0 {
+            append(&journal, &mut stepper, Batch { reserve_bytes: 100 * 80, ..ending("ended") }).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_covers_what_a_killed_run_wrote_and_what_comes_in_a_quiet_one() {
+    let disk = MemDisk::default();
+    let signed = || {
+        let note = disk.read(&dir().join("checkpoint"))?;
+        Some(countersign::audit::checkpoint::Checkpoint::open(&note, &[key()]).unwrap().size)
+    };
+    let (journal, mut stepper) = fresh(&disk);
+    append(&journal, &mut stepper, batch(&["one", "two", "three"])).unwrap();
+    assert_eq!(signed(), None);
+    stepper_dies(journal, stepper, &disk);
+    let time = Arc::new(journal_support::SetClock::default());
+    let open = |disk: &MemDisk| {
+        Journal::open_stepped(Arc::new(disk.clone()), &dir(), small(), time.clone(), &seen(3)).unwrap()
+    };
+    let (journal, mut stepper, _) = open(&disk);
+    assert_eq!(signed(), Some(3), "what the run before wrote is signed at the start");
+    append(&journal, &mut stepper, batch(&["four"])).unwrap();
+    time.set_boot_ms(59_000);
+    stepper.step();
+    assert_eq!(signed(), Some(3));
+    time.set_boot_ms(60_000);
+    stepper.step();
+    assert_eq!(signed(), Some(4), "after a minute, without anything more to write");
+    let before = journal.counts().checkpoints;
+    time.set_boot_ms(600_000);
+    stepper.step();
+    assert_eq!(journal.counts().checkpoints, before, "nothing moved");
+    append(&journal, &mut stepper, batch(&["five"])).unwrap();
+    stepper_dies(journal, stepper, &disk);
+    drop(open(&disk));
+    assert_eq!(signed(), Some(5));
+    verified(&disk);
+}
+
+/// The process is killed: nothing is closed.
+fn stepper_dies(journal: Journal, stepper: Stepper, disk: &MemDisk) {
+    drop(stepper);
+    drop(journal);
+    disk.process_dies();
+}
+
+#[test]
+fn what_was_finished_is_not_read_again_at_a_reopening() {
+    let disk = MemDisk::default();
+    let (journal, mut stepper) = fresh(&disk);
+    for n in 0..60 {
+        append(&journal, &mut stepper, batch(&[&format!("event {n}")])).unwrap();
+    }
+    assert!(verified(&disk).segments > 5);
+    disk.set(|s| s.fail_syncs = 1);
+    append(&journal, &mut stepper, batch(&["lost"])).unwrap_err();
+    let before = disk.bytes_read();
+    let opened = reopen(&journal, &mut stepper).unwrap();
+    let read = disk.bytes_read() - before;
+    assert!(read < 4 * small().segment_bytes, "{read} bytes were read");
+    append(&journal, &mut stepper, batch(&["and on"])).unwrap();
+    assert_eq!(opened.last_seq, 60);
+    assert_eq!((verified(&disk).last_seq, all(&disk).len()), (61, 61));
+    // A finished segment that is gone is noticed all the same.
+    disk.set(|s| s.fail_syncs = 1);
+    append(&journal, &mut stepper, batch(&["lost"])).unwrap_err();
+    countersign::audit::disk::Disk::remove(&disk, &dir().join(countersign::audit::segment::file_name(1))).unwrap();
+    let refused = reopen(&journal, &mut stepper).unwrap_err();
+    assert!(refused.to_string().contains("missing"), "{refused}");
+}
+
+#[test]
 fn a_full_disk_at_the_end_of_a_segment_leaves_endings_in_it() {
     let disk = MemDisk::default();
     let (journal, mut stepper) = fresh(&disk);
@@ -314,7 +428,7 @@ fn what_rests_on_a_refused_batch_is_refused_too() {
     let (journal, mut stepper) = fresh(&disk);
     let generation = Some(journal.generation());
     disk.set(|s| s.capacity = Some(0));
-    let first = journal.enqueue(Batch { generation, payloads: vec![vec![b'x'; 300]], ending: false }).unwrap();
+    let first = journal.enqueue(Batch { generation, payloads: vec![vec![b'x'; 300]], ..Batch::default() }).unwrap();
     let second = journal.enqueue(Batch { generation, ..ending("ends what the first began") }).unwrap();
     let independent = journal.enqueue(ending("ends something else")).unwrap();
     stepper.step();

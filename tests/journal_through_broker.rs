@@ -1,5 +1,5 @@
 //! "Whoever touches the record is found out": a journal made by the real binary, then every byte of it flipped, its last
-//! record dropped, its segments dropped and swapped, all of it rewritten and resealed. The broker refuses to start and
+//! record dropped, its segments dropped and swapped, its head lost, all of it rewritten and resealed. The broker refuses to start and
 //! `audit verify` says where; only what was never acknowledged is cut, kept and reported.
 
 #[path = "support/crash_broker.rs"]
@@ -287,6 +287,68 @@ async fn segments_dropped_or_swapped() {
     }
     serving.up().await;
     serving.stop().await;
+}
+
+/// What the program says to do, as an operator would type it: each command between backticks, with what it stands for.
+fn printed_commands(serving: &Serving, said: &str, kept: &Path) -> Vec<Vec<String>> {
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    let commands = said.split('`').filter(|c| c.starts_with("countersign "));
+    let typed = |word: &str| match word {
+        "DIR" => serving.data().display().to_string(),
+        "VERIFIER" => printed_key(serving),
+        "FILE" => kept.display().to_string(),
+        other => other.to_owned(),
+    };
+    commands.map(|c| c.split(' ').skip(1).map(typed).collect()).collect()
+}
+
+fn run(command: &[String]) -> (i32, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_countersign")).args(command).env_clear().output().unwrap();
+    let said = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+    (out.status.code().unwrap(), said)
+}
+
+#[tokio::test]
+async fn a_lost_or_damaged_head_is_remade_as_the_program_says() {
+    let mut serving = stopped().await;
+    let head = serving.journal_dir().join(head::FILE_NAME);
+    let kept = serving.file("kept.note");
+    fs::copy(serving.journal_dir().join(checkpoint::FILE_NAME), &kept).unwrap();
+    for damage in ["lost", "damaged"] {
+        let good = fs::read(&head).unwrap();
+        match damage {
+            "lost" => fs::remove_file(&head).unwrap(),
+            _ => fs::write(&head, &good[..40]).unwrap(),
+        }
+        let said = found(&mut serving, damage).await;
+        let commands = printed_commands(&serving, &said, &kept);
+        let [look, remake] = &commands[..] else { panic!("two commands are told: {said}") };
+        assert!(look.contains(&"--without-head".to_owned()) && remake.contains(&"--remake-head".to_owned()), "{said}");
+        let (code, told) = run(look);
+        assert!(code == 0 && told.contains("verified up to"), "{told}");
+        assert!(found(&mut serving, damage).await.contains(head::FILE_NAME), "looking changes nothing");
+        let (code, told) = run(remake);
+        assert!(code == 0 && told.contains("verified up to"), "{told}");
+        serving.up().await;
+        // Beside a running broker it is refused, and so it is while there is nothing to remake.
+        let (code, told) = run(remake);
+        assert!(code == 1 && told.contains("in use by another countersign process"), "{told}");
+        work(&serving, damage).await;
+        serving.stop().await;
+        let (code, told) = run(remake);
+        assert!(code == 1 && told.contains("has a good head file"), "{told}");
+    }
+    // Remaking a head forgives nothing else.
+    fs::remove_file(&head).unwrap();
+    let segment = serving.journal_dir().join(SEGMENT);
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[200] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let key = printed_key(&serving);
+    let data = serving.data().display().to_string();
+    let remake = ["audit", "verify", &data, "--key", &key, "--remake-head"].map(str::to_owned);
+    let (code, told) = run(&remake);
+    assert!(code == 1 && told.contains(SEGMENT) && !head.exists(), "{told}");
 }
 
 #[tokio::test]

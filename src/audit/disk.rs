@@ -9,6 +9,8 @@ use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
+use super::error::{Error, IoContext as _};
+
 /// Zeros are written in pieces of this size where the file system can't allocate.
 const ZEROS_BYTES: usize = 64 * 1024;
 
@@ -63,7 +65,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes a folder and its parents, mode 0700. It may exist.
+    /// Makes a folder and its parents, mode 0700. It may exist. See [`make_dir`].
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
@@ -161,6 +163,36 @@ impl Disk for RealDisk {
             Err(TryLockError::Error(e)) => Err(e),
         }
     }
+}
+
+/// Makes a folder, and its parents if need be, so that its name is durable.
+pub fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let missing = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && disk.stat(d).is_err()).count();
+    disk.create_dir(dir)?;
+    // At least its own: an earlier run may have died before this.
+    for made in dir.ancestors().take(missing.max(1)) {
+        match made.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => disk.sync_dir(Path::new("."))?,
+            Some(parent) => disk.sync_dir(parent)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// The lock file in a journal's folder: who holds its lock may write there.
+pub const LOCK_FILE: &str = "lock";
+
+/// Takes the lock of the journal in `dir` until the value is dropped.
+pub fn lock_journal(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, Error> {
+    let path = dir.join(LOCK_FILE);
+    if let Some(lock) = disk.lock(&path).at("lock", &path)? {
+        return Ok(lock);
+    }
+    let pid = read_small(disk, &path, 32).ok().flatten().unwrap_or_default();
+    let pid = String::from_utf8(pid).ok().and_then(|p| p.trim().parse::<u32>().ok());
+    let holder = pid.map_or(String::new(), |pid| format!(" (process id {pid})"));
+    Err(Error::Locked { dir: dir.to_owned(), holder })
 }
 
 /// Reads a small file whole; `Ok(None)` if it isn't there. An error if it has more than `max` bytes.

@@ -20,6 +20,20 @@ pub enum Error {
     /// The journal does not verify.
     #[error("{0}")]
     Broken(Box<Break>),
+    /// Another process has the journal.
+    #[error("the data folder {dir} is in use by another countersign process{holder}: stop it, or give this one a folder of its own", dir = dir.display())]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+        /// " (process id N)" if known.
+        holder: String,
+    },
+    /// The head file is there and good.
+    #[error("{dir} has a good head file, which may know of more than the segments do: it is not remade. Without --remake-head, `audit verify` says whether all is well", dir = dir.display())]
+    HeadIsGood {
+        /// The journal folder.
+        dir: PathBuf,
+    },
     /// A signed note or a key is malformed, or nobody trusted signed it. Never echoes keys.
     #[error("{0}")]
     Note(&'static str),

@@ -87,8 +87,9 @@ impl Head {
 
 /// What the operator can do about a head that is not there or not good.
 const REMAKE: &str = "restore `head` from the same backup as the segments; without one, check the journal with \
-     `countersign audit verify --checkpoint FILE --without-head` and, if it is whole, remake the head with \
-     `countersign audit verify --checkpoint FILE --remake-head`";
+     `countersign audit verify DIR --key VERIFIER --checkpoint FILE --without-head` and, if it is whole, remake the head \
+     as the broker's user, with the broker stopped, with \
+     `countersign audit verify DIR --key VERIFIER --checkpoint FILE --remake-head`";
 
 fn damaged(len: usize) -> Break {
     Break {

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod head;
 pub mod merkle;
 pub mod note;
+pub mod pick;
 pub mod proof;
 pub mod reader;
 pub mod scan;

@@ -126,7 +126,12 @@ impl SegmentScan {
 
     /// Reads what follows from the file again at the next call: it may have been written to.
     pub(crate) fn forget_buffer(&mut self) {
-        self.base = self.offset();
+        self.back_to(self.offset());
+    }
+
+    /// Goes back to where the next batch would begin, and reads what follows from the file again.
+    pub(crate) fn back_to(&mut self, offset: u64) {
+        self.base = offset;
         (self.start, self.end, self.eof) = (0, 0, false);
         self.slots.clear();
     }

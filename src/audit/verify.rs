@@ -94,7 +94,8 @@ pub fn verify_on(disk: &dyn Disk, dir: &Path, options: &Options) -> Result<Repor
 }
 
 fn check(disk: &dyn Disk, dir: &Path, options: &Options, roots: Vec<KnownRoot>) -> Result<Verified, Error> {
-    let (walked, known) = examine(disk, dir, &options.keys, Known { roots, ..Known::default() }, options.without_head)?;
+    let known = Known { roots, ..Known::default() };
+    let (walked, known) = examine(disk, dir, &options.keys, known, options.without_head, Walked::default())?;
     Ok(Verified {
         last_seq: walked.frontier.size(),
         root: walked.frontier.root(),
@@ -109,13 +110,15 @@ fn check(disk: &dyn Disk, dir: &Path, options: &Options, roots: Vec<KnownRoot>) 
 }
 
 /// Adds head and checkpoint of the folder to what is known, and walks. The writer opens by this, too, so
-/// that what `audit verify` calls broken is exactly what the broker refuses to start with.
+/// that what `audit verify` calls broken is exactly what the broker refuses to start with. `from` is what was walked
+/// before (see [`walk`]).
 pub(crate) fn examine(
     disk: &dyn Disk,
     dir: &Path,
     keys: &[Verifier],
     mut known: Known,
     without_head: bool,
+    from: Walked,
 ) -> Result<(Walked, Known), Error> {
     // Head before segments: a running writer only adds behind what the head says.
     known.head = if without_head { None } else { Head::load(disk, dir)? };
@@ -131,7 +134,7 @@ pub(crate) fn examine(
     }
     let signed = if keys.is_empty() { " (unchecked)" } else { "" };
     known.roots.extend(newest.map(|c| c.known(&format!("the checkpoint in the folder{signed}"))));
-    let walked = walk(disk, dir, &known, |_| {})?;
+    let walked = walk(disk, dir, &known, from)?;
     if known.head.is_none() && !without_head && !walked.segments.is_empty() {
         return Err(head::missing(walked.frontier.size()).into());
     }
@@ -139,8 +142,13 @@ pub(crate) fn examine(
 }
 
 /// Makes a new head file for a journal that has lost its own, after verifying it against `options`
-/// (which should have a checkpoint from elsewhere). For the operator, with the broker stopped.
+/// (which should have a checkpoint from elsewhere). For the operator, with the broker stopped: refused while somebody
+/// holds the journal's lock, and while there is a good head, which may know of more than the segments still have.
 pub fn remake_head(dir: &Path, options: &Options) -> Result<Report, Error> {
+    let lock = disk::lock_journal(&RealDisk, dir)?;
+    if let Ok(Some(_)) = Head::load(&RealDisk, dir) {
+        return Err(Error::HeadIsGood { dir: dir.to_owned() });
+    }
     let options = Options { without_head: true, ..options.clone() };
     let report = verify(dir, &options)?;
     if let Report::Verified(v) = &report {
@@ -148,5 +156,6 @@ pub fn remake_head(dir: &Path, options: &Options) -> Result<Report, Error> {
         let head = Head { seq: v.last_seq, leaf: v.leaf, checkpoint_size, closed: false };
         disk::replace(&RealDisk, dir, head::FILE_NAME, &head.encode()).at("write", &dir.join(head::FILE_NAME))?;
     }
+    drop(lock);
     Ok(report)
 }

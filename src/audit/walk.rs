@@ -7,7 +7,8 @@ use super::disk::Disk;
 use super::error::{Break, Error, Mismatch, RESTORE};
 use super::head::Head;
 use super::merkle::{Frontier, Hash};
-use super::scan::{BadBatch, Record, SegmentScan, Step};
+use super::pick::{Index, Mark};
+use super::scan::{BadBatch, Record, Rest, SegmentScan, Step};
 use super::segment;
 
 /// A tree that the journal must extend.
@@ -90,19 +91,26 @@ pub struct Walked {
     pub torn: Option<Torn>,
     /// In the last segment, where the records begin that nothing knows as acknowledged.
     pub unacknowledged_from: u64,
+    /// Where records stand.
+    pub index: Index,
+    /// The journal up to the last segment, without its own `before_last`.
+    pub before_last: Option<Box<Walked>>,
 }
 
-/// Walks the journal in `dir`. `on_record` sees each record of each whole batch, in order.
-pub fn walk(
-    disk: &dyn Disk,
-    dir: &Path,
-    known: &Known,
-    mut on_record: impl FnMut(&Record<'_>),
-) -> Result<Walked, Error> {
+/// Walks the journal in `dir` from where `from` ends, which is the end of a segment that a later one follows.
+pub fn walk(disk: &dyn Disk, dir: &Path, known: &Known, from: Walked) -> Result<Walked, Error> {
     let firsts = segment::list(disk, dir)?;
-    let mut walker = Walker { known, out: Walked::default() };
-    for (i, first) in firsts.iter().enumerate() {
-        walker.segment(disk, dir, *first, i + 1 == firsts.len(), &mut on_record)?;
+    let done = from.segments.len();
+    let mut walker = Walker { known, out: from };
+    if let Some(gone) = walker.out.segments.iter().find(|s| !firsts.contains(&s.first_seq)) {
+        return Err(not_there(gone.first_seq, "no such file".into(), "a segment is missing"));
+    }
+    for (i, first) in firsts.iter().enumerate().skip(done) {
+        let is_last = i + 1 == firsts.len();
+        if is_last {
+            walker.out.before_last = Some(Box::new(walker.out.clone()));
+        }
+        walker.segment(disk, dir, *first, is_last)?;
     }
     let last = walker.out.frontier.size();
     if let Some(why) = known.acknowledged(last + 1) {
@@ -126,31 +134,23 @@ fn damage(file: String, offset: u64, seq: u64, expected: String, found: String, 
     Break { file, offset, seq, expected, found, meaning: meaning.into(), action: RESTORE.into() }.into()
 }
 
+fn not_there(seq: u64, found: String, meaning: &str) -> Error {
+    damage(segment::file_name(seq), 0, seq, format!("a segment that starts with record {seq}"), found, meaning)
+}
+
 struct Walker<'a> {
     known: &'a Known,
     out: Walked,
 }
 
 impl Walker<'_> {
-    fn segment(
-        &mut self,
-        disk: &dyn Disk,
-        dir: &Path,
-        first: u64,
-        is_last: bool,
-        on_record: &mut impl FnMut(&Record<'_>),
-    ) -> Result<(), Error> {
+    fn segment(&mut self, disk: &dyn Disk, dir: &Path, first: u64, is_last: bool) -> Result<(), Error> {
         let name = segment::file_name(first);
         let next = self.out.frontier.size() + 1;
         if first != next {
-            return Err(damage(
-                segment::file_name(next),
-                0,
-                next,
-                format!("a segment that starts with record {next}"),
-                format!("{name} next"),
-                if first > next { "a segment, or the end of the one before, is missing" } else { "segments overlap" },
-            ));
+            let meaning =
+                if first > next { "a segment, or the end of the one before, is missing" } else { "segments overlap" };
+            return Err(not_there(next, format!("{name} next"), meaning));
         }
         let (mut scan, header) = match SegmentScan::open(disk, &dir.join(&name))? {
             Ok(opened) => opened,
@@ -177,12 +177,14 @@ impl Walker<'_> {
         }
         self.out.segments.push(SegmentEnd { first_seq: first, end: scan.offset() });
         self.out.unacknowledged_from = scan.offset();
+        let mut looked = None;
         loop {
-            match scan.next_batch()? {
+            let bad = match scan.next_batch()? {
                 Step::Batch => {
+                    let offset = scan.records().next().map_or(0, |r| r.offset);
+                    self.out.index.note(Mark { seq: self.out.frontier.size() + 1, segment: first, offset });
                     for record in scan.records() {
                         self.record(&name, &record)?;
-                        on_record(&record);
                     }
                     if let Some(segment) = self.out.segments.last_mut() {
                         segment.end = scan.offset();
@@ -190,10 +192,26 @@ impl Walker<'_> {
                     if self.known.last() >= self.out.frontier.size() {
                         self.out.unacknowledged_from = scan.offset();
                     }
+                    continue;
                 }
-                Step::End => return self.tail(&name, scan, None, is_last),
-                Step::Bad(bad) => return self.tail(&name, scan, Some(bad), is_last),
+                Step::End => None,
+                Step::Bad(bad) => Some(bad),
+            };
+            let (cut, next) = (scan.offset(), scan.next_seq());
+            let rest = scan.survey_rest()?;
+            let Some(begins) = rest.first else {
+                // The file may end inside a batch without a byte other than zero after the cut: nothing to keep.
+                return Ok(());
+            };
+            // A running writer may have come past here while this was read: only what is still the same at the next
+            // look is a fault.
+            let fault = (bad, begins);
+            if is_last && looked.as_ref() != Some(&fault) {
+                looked = Some(fault);
+                scan.back_to(cut);
+                continue;
             }
+            return self.tail(&name, cut, next, fault, rest, is_last);
         }
     }
 
@@ -240,15 +258,16 @@ impl Walker<'_> {
         Ok(())
     }
 
-    /// What follows the last good batch of a segment: nothing, zeros, a torn tail, or damage.
-    fn tail(&mut self, name: &str, mut scan: SegmentScan, bad: Option<BadBatch>, is_last: bool) -> Result<(), Error> {
-        let cut = scan.offset();
-        let next = scan.next_seq();
-        let rest = scan.survey_rest()?;
-        let Some((place, byte)) = rest.first else {
-            // The file may end inside a batch without a byte other than zero after the cut: nothing to keep.
-            return Ok(());
-        };
+    /// What follows the last good batch of a segment and isn't zeros: a torn tail, or damage.
+    fn tail(
+        &mut self,
+        name: &str,
+        cut: u64,
+        next: u64,
+        (bad, (place, byte)): (Option<BadBatch>, (u64, u8)),
+        rest: Rest,
+        is_last: bool,
+    ) -> Result<(), Error> {
         let (offset, seq, expected, found) = match bad {
             Some(bad) => (bad.offset, bad.seq, bad.expected, bad.found),
             None => (place, next, "zeros to the end of the file".into(), format!("byte {byte:02x}")),

@@ -11,7 +11,7 @@ use crate::audit::disk::RealDisk;
 use crate::audit::note::{NOTE_BYTES_MAX, Verifier};
 use crate::audit::reader::{Records, read_from};
 use crate::audit::segment;
-use crate::audit::verify::{Options, Report, verify};
+use crate::audit::verify::{Options, Report, remake_head, verify};
 use crate::core::event::Event;
 use crate::core::id::GrantId;
 use crate::store::engine::{Record, read_record};
@@ -79,6 +79,12 @@ struct VerifyArgs {
     /// A key that may have signed checkpoints, as the broker prints it (NAME+ID+BASE64), or a file with such lines
     #[arg(long, value_name = "VERIFIER")]
     key: Vec<String>,
+    /// Take a journal whose file `head` is lost or damaged: its last records could have been dropped
+    #[arg(long)]
+    without_head: bool,
+    /// If all else verifies, make a lost or damaged `head` anew. With the broker stopped, as the broker's user
+    #[arg(long, conflicts_with = "without_head")]
+    remake_head: bool,
     /// For scripts
     #[arg(long)]
     json: bool,
@@ -164,7 +170,7 @@ fn run_verify(args: VerifyArgs) -> Result<i32, CliError> {
         Some(dir) => journal_in(dir)?,
         None => args.place.journal()?,
     };
-    let mut options = Options::default();
+    let mut options = Options { without_head: args.without_head, ..Options::default() };
     for key in &args.key {
         options.keys.extend(verifiers(key)?);
     }
@@ -177,7 +183,8 @@ fn run_verify(args: VerifyArgs) -> Result<i32, CliError> {
         options.checkpoints.push((place.to_string(), bytes));
     }
     let look = Look::of_stdout();
-    match verify(&dir, &options).map_err(CliError::said)? {
+    let report = if args.remake_head { remake_head(&dir, &options) } else { verify(&dir, &options) };
+    match report.map_err(CliError::said)? {
         Report::Verified(v) if args.json => {
             let extends: Vec<_> =
                 v.extends.iter().map(|(size, name)| json!({ "size": size, "checkpoint": name })).collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::core::grant::{Grant, GrantState};
-use crate::core::id::{AgentId, GrantId, PersonId, Timestamp};
+use crate::core::id::{AgentId, GrantId, PersonId, TaskKey, TaskName, Timestamp};
 use crate::core::permission::Permission;
 
 use super::Held;
@@ -17,6 +17,9 @@ pub const WINDOW_SECS_MAX: u64 = 30 * 24 * 3600;
 /// Most different permissions that are remembered of one agent. Beyond it, what it held on one resource becomes one
 /// permission with all of the actions and no bounds: policy sees more than was held, never less.
 pub const PER_AGENT_MAX: usize = 256;
+/// Of so many tasks of an agent it is remembered that they held a permission and hold it no more. What earlier ones held
+/// counts for every task: policy sees more than was held, never less.
+pub const TASKS_MAX: usize = 128;
 
 /// An agent, and who answered for it when it was given something.
 pub type Holder = (AgentId, Option<PersonId>);
@@ -28,17 +31,20 @@ pub struct Holding {
     pub holder: Holder,
     /// What.
     pub permission: Arc<Permission>,
-    /// Which grants gave it: all that go on, and the two that were over last.
-    pub by: Vec<HeldBy>,
+    /// Of the grants that gave it and are over, of each task the last two. Those that go on are told by the grants
+    /// themselves.
+    pub over: Vec<HeldBy>,
 }
 
-/// A grant that gave a permission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A grant that gave a permission. They are ordered by the end.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HeldBy {
-    /// Which.
-    pub grant: GrantId,
     /// Its end; the moment at which it was over for the agent; once everything is proven gone, that moment.
     pub until: Timestamp,
+    /// Which.
+    pub grant: GrantId,
+    /// The holder's task that it was for; `None`: no longer known, so any.
+    pub task: Option<TaskName>,
     /// True once everything is proven gone.
     pub over: bool,
 }
@@ -46,7 +52,21 @@ pub struct HeldBy {
 /// Names a holding.
 pub type HoldingKey = (Holder, Arc<Permission>);
 
-type OfHolder = BTreeMap<Arc<Permission>, Vec<HeldBy>>;
+/// Which grants gave one permission.
+#[derive(Debug, Default)]
+struct By {
+    /// Those that go on. There may be many, so nothing here looks through all of them.
+    open: BTreeSet<HeldBy>,
+    /// The same by task.
+    open_of_task: BTreeMap<TaskName, BTreeSet<GrantId>>,
+    /// Of those of a task that are over, [`OVER_KEPT`], the latest first.
+    over: Vec<HeldBy>,
+}
+
+/// Of those of a task that are over, two are enough to leave one out: their ends don't move any more.
+const OVER_KEPT: usize = 2;
+
+type OfHolder = BTreeMap<Arc<Permission>, By>;
 
 /// All holdings.
 #[derive(Debug, Default)]
@@ -63,58 +83,129 @@ fn held_by(grant: &Grant) -> Option<HeldBy> {
         GrantState::Ended { at, .. } => (at, true),
         _ => return None,
     };
-    Some(HeldBy { grant: grant.id, until, over })
+    Some(HeldBy { grant: grant.id, task: Some(grant.request.task.clone()), until, over })
 }
 
-/// Puts `entry` in place of what its grant had before, and forgets what can't matter any more.
-fn note(by: &mut Vec<HeldBy>, entry: HeldBy) {
-    by.retain(|e| e.grant != entry.grant);
-    by.push(entry);
-    // Of those that are over, two are enough to leave one out: their ends don't move any more.
-    by.sort_by_key(|e| (e.over, std::cmp::Reverse(e.until), e.grant));
-    let open = by.iter().filter(|e| !e.over).count();
-    by.truncate(open + 2);
+impl By {
+    /// Puts `entry` in place of what its grant had before. True if what is over changed.
+    fn note(&mut self, earlier: Option<&HeldBy>, entry: HeldBy) -> bool {
+        if let Some(earlier) = earlier {
+            self.leave(earlier);
+        }
+        if !entry.over {
+            if let Some(task) = &entry.task {
+                self.open_of_task.entry(task.clone()).or_default().insert(entry.grant);
+            }
+            self.open.insert(entry);
+            return false;
+        }
+        self.over.retain(|e| e.grant != entry.grant);
+        self.over.push(entry);
+        self.over.sort_unstable_by(|a, b| b.cmp(a));
+        self.keep_few();
+        true
+    }
+
+    fn leave(&mut self, earlier: &HeldBy) {
+        self.open.remove(earlier);
+        if let Some(task) = &earlier.task
+            && let Some(grants) = self.open_of_task.get_mut(task)
+        {
+            grants.remove(&earlier.grant);
+            if grants.is_empty() {
+                self.open_of_task.remove(task);
+            }
+        }
+    }
+
+    /// Of each task that is over, [`OVER_KEPT`]; of the tasks, [`TASKS_MAX`] by name.
+    fn keep_few(&mut self) {
+        let (mut named, mut unnamed): (BTreeMap<TaskName, usize>, usize) = (BTreeMap::new(), 0);
+        self.over.retain_mut(|e| {
+            let is_one_more = e.task.as_ref().is_some_and(|t| !named.contains_key(t)) && named.len() == TASKS_MAX;
+            if is_one_more {
+                e.task = None;
+            }
+            let count = match &e.task {
+                Some(task) => named.entry(task.clone()).or_default(),
+                None => &mut unnamed,
+            };
+            *count += 1;
+            *count <= OVER_KEPT
+        });
+    }
+
+    fn contains(&self, entry: &HeldBy) -> bool {
+        self.open.contains(entry) || self.over.contains(entry)
+    }
+
+    /// Until when it is or was held, if it was since then, leaving out what one grant gave.
+    fn until(&self, since: Timestamp, except: Option<GrantId>) -> Option<Timestamp> {
+        let others = |e: &&HeldBy| Some(e.grant) != except;
+        let open = self.open.iter().rev().find(others);
+        let over = self.over.iter().find(|e| others(e) && e.until >= since);
+        open.into_iter().chain(over).map(|e| e.until).max()
+    }
+
+    /// Is it or was it held since then in a task, leaving out what one grant gave?
+    fn in_task(&self, task: &TaskName, since: Timestamp, except: Option<GrantId>) -> bool {
+        let open = self.open_of_task.get(task).is_some_and(|g| g.iter().any(|id| Some(*id) != except));
+        let ours = |e: &HeldBy| e.task.as_ref().is_none_or(|name| name == task);
+        open || self.over.iter().any(|e| ours(e) && Some(e.grant) != except && e.until >= since)
+    }
 }
 
 impl Holdings {
-    /// Takes in what a grant has become. Returns what changed.
+    /// Takes in what a grant has become. Returns the holdings of which something else is over than before.
     pub fn update(&mut self, before: Option<&Grant>, grant: &Grant) -> Vec<HoldingKey> {
         let earlier = before.and_then(held_by);
-        let Some(entry) = held_by(grant).filter(|e| earlier != Some(*e)) else { return Vec::new() };
+        let Some(entry) = held_by(grant).filter(|e| earlier.as_ref() != Some(e)) else { return Vec::new() };
         let Some(assessed) = &grant.assessed else { return Vec::new() };
         let agent = &grant.request.agent;
         let holder = (agent.id.clone(), agent.owner.clone());
         let mut changed = Vec::new();
         for permission in &assessed.approvable.permissions {
-            self.put(&holder, permission, entry, earlier.is_some(), &mut changed);
+            self.put(&holder, permission, earlier.as_ref(), entry.clone(), &mut changed);
         }
         changed.into_iter().map(|permission| (holder.clone(), permission)).collect()
+    }
+
+    /// Takes in a grant that was kept. What it gave is told by itself as long as it goes on, see [`Holding::over`].
+    pub fn restore_grant(&mut self, grant: &Grant) {
+        if held_by(grant).is_some_and(|e| !e.over) {
+            // Nothing is over by it.
+            self.update(None, grant);
+        }
     }
 
     fn put(
         &mut self,
         holder: &Holder,
         permission: &Permission,
+        earlier: Option<&HeldBy>,
         entry: HeldBy,
-        is_known: bool,
         changed: &mut Vec<Arc<Permission>>,
     ) {
         let of = self.entry(holder);
-        let exact = of.get_key_value(permission).map(|(known, _)| Arc::clone(known));
-        // What was put here before and isn't here under its own name has been widened since.
-        let widened = |(p, by): &(&Arc<Permission>, &Vec<HeldBy>)| {
-            permission.narrows(p) && by.iter().any(|e| e.grant == entry.grant)
+        let has = |by: &By| earlier.is_some_and(|e| by.contains(e)) || by.contains(&entry);
+        let exact = of.get_key_value(permission).map(|(known, by)| (Arc::clone(known), has(by)));
+        // What was put here before and isn't here under its own name has been widened since, also if that name came
+        // back with another grant.
+        let known = match exact {
+            Some((known, true)) => Some(known),
+            exact => {
+                let widened = |(p, by): &(&Arc<Permission>, &By)| permission.narrows(p) && has(by);
+                let widened = earlier.and_then(|_| of.iter().find(widened).map(|(known, _)| Arc::clone(known)));
+                widened.or(exact.map(|(known, _)| known))
+            }
         };
-        let known = exact.or_else(|| of.iter().find(|h| is_known && widened(h)).map(|(known, _)| Arc::clone(known)));
-        if let Some(known) = known {
-            note(of.entry(Arc::clone(&known)).or_default(), entry);
-            changed.push(known);
-        } else if of.len() < PER_AGENT_MAX {
-            let permission = Arc::new(permission.clone());
-            of.insert(Arc::clone(&permission), vec![entry]);
-            changed.push(permission);
-        } else {
+        if known.is_none() && of.len() >= PER_AGENT_MAX {
             widen(of, permission, entry, changed);
+            return;
+        }
+        let known = known.unwrap_or_else(|| Arc::new(permission.clone()));
+        if of.entry(Arc::clone(&known)).or_default().note(earlier, entry) {
+            changed.push(known);
         }
     }
 
@@ -135,13 +226,10 @@ impl Holdings {
         since: Timestamp,
         except: Option<GrantId>,
     ) -> Vec<Held> {
-        let until = |by: &[HeldBy]| {
-            by.iter().filter(|e| Some(e.grant) != except && (!e.over || e.until >= since)).map(|e| e.until).max()
-        };
         let mut own: BTreeMap<&Permission, Timestamp> = BTreeMap::new();
         let holders = self.of.range((agent.clone(), None)..).take_while(|((a, _), _)| a == agent);
         for (permission, by) in holders.flat_map(|(_, of)| of) {
-            if let Some(until) = until(by) {
+            if let Some(until) = by.until(since, except) {
                 let known = own.entry(permission).or_insert(until);
                 *known = until.max(*known);
             }
@@ -150,7 +238,7 @@ impl Holdings {
         let agents = owner.and_then(|o| self.agents_of.get(o)).into_iter().flatten().filter(|a| *a != agent);
         for other in agents {
             for (permission, by) in self.of.get(&(other.clone(), owner.cloned())).into_iter().flatten() {
-                if let Some(until) = until(by) {
+                if let Some(until) = by.until(since, except) {
                     let known = others.entry(permission).or_insert((other, until));
                     if until > known.1 {
                         *known = (other, until);
@@ -167,17 +255,25 @@ impl Holdings {
         own.chain(others.into_iter().map(|(p, (other, until))| held(p, other, until))).collect()
     }
 
-    /// Forgets what was over before a moment. Returns the holdings that are gone.
+    /// What the agent holds or held since in one of its tasks, whoever answered for it.
+    pub fn held_in_task(&self, task: &TaskKey, since: Timestamp, except: Option<GrantId>) -> Vec<Permission> {
+        let holders = self.of.range((task.agent.clone(), None)..).take_while(|((a, _), _)| *a == task.agent);
+        let held = holders.flat_map(|(_, of)| of).filter(|(_, by)| by.in_task(&task.task, since, except));
+        held.map(|(permission, _)| &**permission).collect::<BTreeSet<_>>().into_iter().cloned().collect()
+    }
+
+    /// Forgets what was over before a moment. Returns the holdings of which nothing is over any more.
     pub fn prune(&mut self, before: Timestamp) -> Vec<HoldingKey> {
         let mut gone = Vec::new();
         let agents_of = &mut self.agents_of;
         self.of.retain(|holder, of| {
             of.retain(|permission, by| {
-                by.retain(|e| !e.over || e.until >= before);
-                if by.is_empty() {
+                let had = !by.over.is_empty();
+                by.over.retain(|e| e.until >= before);
+                if had && by.over.is_empty() {
                     gone.push((holder.clone(), Arc::clone(permission)));
                 }
-                !by.is_empty()
+                !(by.open.is_empty() && by.over.is_empty())
             });
             if of.is_empty()
                 && let Some(owner) = &holder.1
@@ -193,15 +289,16 @@ impl Holdings {
         gone
     }
 
-    /// One of them; `None` if it is gone.
+    /// What is kept of one of them; `None` if nothing of it is over.
     pub fn get(&self, key: &HoldingKey) -> Option<Holding> {
-        let by = self.of.get(&key.0)?.get(&key.1)?;
-        Some(Holding { holder: key.0.clone(), permission: Arc::clone(&key.1), by: by.clone() })
+        let over = &self.of.get(&key.0)?.get(&key.1)?.over;
+        let holding = || Holding { holder: key.0.clone(), permission: Arc::clone(&key.1), over: over.clone() };
+        (!over.is_empty()).then(holding)
     }
 
     /// Takes back what was kept.
     pub fn restore(&mut self, holding: Holding) {
-        self.entry(&holding.holder).insert(holding.permission, holding.by);
+        self.entry(&holding.holder).entry(holding.permission).or_default().over = holding.over;
     }
 
     /// How many there are.
@@ -218,22 +315,132 @@ fn widen(of: &mut OfHolder, permission: &Permission, entry: HeldBy, changed: &mu
         actions: permission.actions.clone(),
         constraints: BTreeMap::new(),
     };
-    let mut all = vec![entry];
+    let mut all = By::default();
+    all.note(None, entry);
     of.retain(|known, by| {
         if known.resource != permission.resource {
             return true;
         }
         wide.actions.extend(known.actions.iter().cloned());
-        all.append(by);
+        all.open.append(&mut by.open);
+        for (task, mut grants) in std::mem::take(&mut by.open_of_task) {
+            all.open_of_task.entry(task).or_default().append(&mut grants);
+        }
+        for over in by.over.drain(..) {
+            all.note(None, over);
+        }
         changed.push(Arc::clone(known));
         false
     });
-    let mut by = Vec::new();
-    // Newest word on each grant last: the entry itself was put first.
-    for entry in all.into_iter().rev() {
-        note(&mut by, entry);
-    }
     let wide = Arc::new(wide);
-    of.insert(Arc::clone(&wide), by);
+    of.insert(Arc::clone(&wide), all);
     changed.push(wide);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::Event;
+    use crate::store::conformance::kit::{START, agent, ask, at, events_of, finish, grant_id, person};
+
+    fn after(before: Option<&Grant>, events: &[Event], at: Timestamp) -> Grant {
+        let mut slot = before.cloned();
+        for event in events {
+            if let Event::Grant { id, what, .. } = event {
+                Grant::apply(&mut slot, *id, what, at).expect("it follows");
+            }
+        }
+        slot.expect("a grant")
+    }
+
+    /// A grant of one and the same permission while it goes on, and when it is over.
+    fn states(n: u64) -> [Grant; 2] {
+        let active = after(None, &ask(n).events(), START);
+        let over = after(Some(&active), &events_of(&active, &finish(), at(n)), at(n));
+        assert!(held_by(&active).is_some_and(|e| !e.over) && held_by(&over).is_some_and(|e| e.over));
+        [active, over]
+    }
+
+    #[test]
+    fn what_many_open_grants_of_one_permission_cost_does_not_grow_with_them() {
+        const MANY: u64 = 50_000;
+        let mut holdings = Holdings::default();
+        let [template, over] = states(1);
+        for n in 0..MANY {
+            let grant = Grant { id: grant_id(n), ..template.clone() };
+            assert!(holdings.update(None, &grant).is_empty(), "nothing is to be kept of a grant that goes on");
+        }
+        let held = |holdings: &Holdings, except| holdings.held(&agent(1), Some(&person("ana")), at(0), except);
+        assert_eq!((holdings.len(), held(&holdings, Some(grant_id(7))).len()), (1, 1));
+        // All end; what is kept is two of them.
+        for id in (0..MANY).map(grant_id) {
+            let changed = holdings.update(Some(&Grant { id, ..template.clone() }), &Grant { id, ..over.clone() });
+            let kept = holdings.get(&changed[0]).expect("something is over");
+            assert!(changed.len() == 1 && kept.over.len() <= OVER_KEPT && kept.over.iter().any(|e| e.grant == id));
+        }
+        assert_eq!(holdings.prune(at(3600)).len(), 1, "and in the end nothing is left");
+        assert_eq!(holdings.len(), 0);
+    }
+
+    #[test]
+    fn what_was_widened_is_left_though_its_name_came_back() {
+        let template = states(1);
+        let with = |n: u64, change: &dyn Fn(&mut Permission)| {
+            template.clone().map(|grant| {
+                let mut grant = Grant { id: grant_id(n), ..grant };
+                let assessed = grant.assessed.as_mut().expect("it was assessed");
+                assessed.approvable.permissions.iter_mut().for_each(change);
+                grant
+            })
+        };
+        let mut all = vec![with(1, &|_| {})];
+        for n in 2..PER_AGENT_MAX as u64 {
+            all.push(with(n, &|p| p.resource = format!("other/{n}").parse().expect("a name")));
+        }
+        // Two more on the resource of the first: the last one makes one of all three, and there is room again.
+        for (n, action) in [(1000, "copy"), (1001, "move")] {
+            all.push(with(n, &|p| p.actions = BTreeSet::from([action.parse().expect("a name")])));
+        }
+        all.push(with(1002, &|_| {}));
+        let mut holdings = Holdings::default();
+        for [active, _] in &all {
+            holdings.update(None, active);
+        }
+        assert_eq!(holdings.len(), PER_AGENT_MAX, "the others, the wide one, and the first one's name again");
+        for [active, over] in &all {
+            holdings.update(Some(active), over);
+        }
+        holdings.prune(at(3600));
+        assert_eq!(holdings.len(), 0);
+    }
+
+    #[test]
+    fn restored_from_what_is_over_and_from_the_grants_that_go_on() {
+        let mut holdings = Holdings::default();
+        let mut kept = BTreeMap::new();
+        let mut open = Vec::new();
+        for n in 1..=5 {
+            let [active, over] = states(n);
+            holdings.update(None, &active);
+            if n <= 3 {
+                for key in holdings.update(Some(&active), &over) {
+                    kept.insert(key.clone(), holdings.get(&key));
+                }
+            } else {
+                open.push(active);
+            }
+        }
+        let mut again = Holdings::default();
+        for holding in kept.into_values().flatten() {
+            again.restore(holding);
+        }
+        for grant in &open {
+            again.restore_grant(grant);
+        }
+        for except in [None, Some(grant_id(4)), Some(grant_id(5))] {
+            let held = |of: &Holdings| of.held(&agent(1), Some(&person("ana")), at(0), except);
+            assert_eq!(held(&holdings), held(&again));
+            assert_eq!(held(&again).len(), 1);
+        }
+    }
 }

@@ -24,6 +24,7 @@ impl Log for MemoryLog {
         payloads: Vec<Vec<u8>>,
         _urgent: bool,
         _rests_on: Option<u64>,
+        _open: usize,
     ) -> Result<BoxFuture<'static, Result<Receipt, StoreError>>, StoreError> {
         let mut log = self.0.lock();
         let first_seq = log.len() as u64 + 1;

@@ -46,6 +46,16 @@ pub enum Expect {
     Version(GrantId, u64),
     /// This task has not been completed.
     TaskOpen(TaskKey),
+    /// Of this agent's grants, fewer than so many are pending, and fewer than so many are not final. What is on its way
+    /// counts too.
+    OpenBelow {
+        /// Whose.
+        agent: AgentId,
+        /// Pending ones.
+        pending: usize,
+        /// Those that are not final, pending ones too.
+        open: usize,
+    },
     /// No freeze was made or lifted since this number was read, not even in an earlier run.
     FreezeEpoch(u64),
 }
@@ -144,9 +154,10 @@ pub struct AgentHistory {
 
 /// The store. Every reading method shows what is durable, never more, but for those that say that they show the head.
 ///
-/// Beyond what a batch expects, the store itself keeps that no two grants have the same idempotency digest, and that
-/// a grant which is taken out of force before its time takes everything below it along (guarantee 7): a batch that
-/// would break this is a [`StoreError::Conflict`].
+/// Beyond what a batch expects, the store itself keeps that no two grants have the same idempotency digest, that a
+/// grant which is taken out of force before its time takes everything below it along (guarantee 7), and that a task is
+/// completed together with the last of its grants that wait or are in force: a batch that would break this is a
+/// [`StoreError::Conflict`].
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Appends a batch: atomic, and durable when it returns. After [`StoreError::Conflict`] the reading methods show
@@ -163,6 +174,8 @@ pub trait Store: Send + Sync + 'static {
     async fn subtree(&self, id: GrantId) -> Result<Vec<Arc<Grant>>, StoreError>;
     /// Grants of a task that are not final, as [`Store::head`] shows them.
     async fn task_grants(&self, task: &TaskKey) -> Result<Vec<Arc<Grant>>, StoreError>;
+    /// Those of them that hang from another grant, or that others have hung from: the trees of a task are found by them.
+    async fn task_links(&self, task: &TaskKey) -> Result<Vec<GrantId>, StoreError>;
     /// Was the task completed?
     async fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError>;
     /// Everything that is not final.
@@ -183,6 +196,14 @@ pub trait Store: Send + Sync + 'static {
         since: Timestamp,
         except: Option<GrantId>,
     ) -> Result<Vec<Held>, StoreError>;
+    /// What the grants of a task hold or held since a moment, as [`Store::held`] counts it, leaving out what only
+    /// `except` gave. Beyond [`holdings::TASKS_MAX`] tasks with one permission, what the earliest held is told for all.
+    async fn held_in_task(
+        &self,
+        task: &TaskKey,
+        since: Timestamp,
+        except: Option<GrantId>,
+    ) -> Result<Vec<Permission>, StoreError>;
     /// What is known of an agent.
     async fn history(&self, agent: &AgentId) -> Result<Option<AgentHistory>, StoreError>;
     /// The freezes that hold.

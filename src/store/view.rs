@@ -66,6 +66,8 @@ pub struct View {
     finals: HashSet<GrantId>,
     by_task: HashMap<TaskKey, BTreeSet<GrantId>>,
     by_parent: HashMap<GrantId, BTreeSet<GrantId>>,
+    /// Of each task, open grants that hang from another or that others have hung from.
+    links: HashMap<TaskKey, BTreeSet<GrantId>>,
     by_idempotency: HashMap<Digest, GrantId>,
     by_lease_name: HashMap<String, (GrantId, LeaseId)>,
     counts: HashMap<AgentId, Count>,
@@ -187,13 +189,21 @@ impl View {
         if is_open && !was_open {
             self.open.insert(id);
             self.by_task.entry(task_key(grant)).or_default().insert(id);
+            // In whatever order parent and child come.
+            if grant.request.parent.is_some() || self.by_parent.contains_key(&id) {
+                self.links.entry(task_key(grant)).or_default().insert(id);
+            }
             if let Some(parent) = grant.request.parent {
                 self.by_parent.entry(parent).or_default().insert(id);
+                if let Some(above) = self.grants.get(&parent).filter(|_| self.open.contains(&parent)) {
+                    self.links.entry(task_key(&above.grant)).or_default().insert(parent);
+                }
             }
         } else if was_open && !is_open {
             self.open.remove(&id);
             self.finals.insert(id);
             drop_from(&mut self.by_task, &task_key(grant), id);
+            drop_from(&mut self.links, &task_key(grant), id);
             if let Some(parent) = grant.request.parent {
                 drop_from(&mut self.by_parent, &parent, id);
             }
@@ -297,6 +307,10 @@ impl View {
     pub fn of_task(&self, task: &TaskKey) -> impl Iterator<Item = GrantId> {
         self.by_task.get(task).into_iter().flatten().copied()
     }
+    /// Open grants of a task that hang from another or that others have hung from.
+    pub fn links(&self, task: &TaskKey) -> impl Iterator<Item = GrantId> {
+        self.links.get(task).into_iter().flatten().copied()
+    }
     /// Open children.
     pub fn children(&self, id: GrantId) -> impl Iterator<Item = GrantId> {
         self.by_parent.get(&id).into_iter().flatten().copied()
@@ -327,6 +341,15 @@ impl View {
     ) -> Vec<super::Held> {
         // The same answer whether or not what is older has been pruned.
         self.holdings.held(agent, owner, since.max(self.reach()), except)
+    }
+    /// What is held or was in a task, see [`super::Store::held_in_task`].
+    pub fn held_in_task(
+        &self,
+        task: &TaskKey,
+        since: Timestamp,
+        except: Option<GrantId>,
+    ) -> Vec<crate::core::permission::Permission> {
+        self.holdings.held_in_task(task, since.max(self.reach()), except)
     }
     /// A holding.
     pub fn holding(&self, key: &HoldingKey) -> Option<Holding> {
@@ -366,6 +389,7 @@ impl View {
         self.count(None, &grant);
         self.index_leases(None, &grant);
         self.due.update(&grant);
+        self.holdings.restore_grant(&grant);
         self.grants.insert(grant.id, stored);
     }
     /// Takes back what was kept: an agent that isn't in memory.

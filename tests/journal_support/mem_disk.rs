@@ -1,7 +1,7 @@
 //! A disk in memory. What was not synced can be lost, sector by sector, at a power cut; a failed sync loses what it
 //! should have written and says nothing the next time, as Linux does; space can run out; operations can fail.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -43,8 +43,15 @@ pub struct State {
     nodes: HashMap<u64, Node>,
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
+    /// Folders, and those whose names are durable.
+    dirs: BTreeSet<PathBuf>,
+    durable_dirs: BTreeSet<PathBuf>,
     next: u64,
     locked: Vec<PathBuf>,
+    /// Bytes that were read so far.
+    pub bytes_read: u64,
+    /// Calls that read so far.
+    pub reads: u64,
     /// Changing operations so far.
     pub ops: u64,
     /// From this operation on, everything fails: the power is about to go.
@@ -65,7 +72,8 @@ impl State {
         }
         Ok(())
     }
-    fn used(&self) -> u64 {
+    /// Bytes that all files together have.
+    pub fn used(&self) -> u64 {
         self.names.values().map(|id| self.nodes[id].now.len() as u64).sum()
     }
     fn node(&mut self, id: u64) -> &mut Node {
@@ -123,6 +131,15 @@ impl MemDisk {
                 None => state.durable_names.remove(&name),
             };
         }
+        for dir in std::mem::take(&mut state.dirs) {
+            if !state.durable_dirs.contains(&dir) && !choices.coin() {
+                // With its name goes what is in it.
+                state.durable_names.retain(|name, _| !name.starts_with(&dir));
+            } else {
+                state.durable_dirs.insert(dir);
+            }
+        }
+        state.dirs = state.durable_dirs.clone();
         state.names = state.durable_names.clone();
         state.locked.clear();
         state.dead_from = None;
@@ -137,6 +154,10 @@ impl MemDisk {
 
     pub fn set(&self, f: impl FnOnce(&mut State)) {
         f(&mut self.0.lock().unwrap());
+    }
+
+    pub fn bytes_read(&self) -> u64 {
+        self.0.lock().unwrap().bytes_read
     }
 
     pub fn ops(&self) -> u64 {
@@ -162,6 +183,8 @@ impl DiskFile for MemFile {
         // Short reads are legal, so they happen.
         let n = buf.len().min(now.len() - from).min(100);
         buf[..n].copy_from_slice(&now[from..from + n]);
+        state.bytes_read += n as u64;
+        state.reads += 1;
         Ok(n)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -258,6 +281,9 @@ impl Disk for MemDisk {
     }
     fn stat(&self, path: &Path) -> io::Result<Stat> {
         let state = self.0.lock().unwrap();
+        if path == Path::new("/") || state.dirs.contains(path) {
+            return Ok(Stat { id: (1, 0), len: 0 });
+        }
         let id = *state.names.get(path).ok_or(ErrorKind::NotFound)?;
         Ok(Stat { id: (0, id), len: state.nodes[&id].now.len() as u64 })
     }
@@ -273,7 +299,10 @@ impl Disk for MemDisk {
         state.change()?;
         state.names.remove(path).map(drop).ok_or(ErrorKind::NotFound.into())
     }
-    fn create_dir(&self, _: &Path) -> io::Result<()> {
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        state.change()?;
+        state.dirs.extend(dir.ancestors().filter(|d| d.parent().is_some()).map(Path::to_owned));
         Ok(())
     }
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -283,6 +312,8 @@ impl Disk for MemDisk {
         let now: Vec<_> = state.names.iter().filter(|(p, _)| here(p)).map(|(p, id)| (p.clone(), *id)).collect();
         state.durable_names.retain(|p, _| !here(p));
         state.durable_names.extend(now);
+        let dirs: Vec<_> = state.dirs.iter().filter(|d| here(d)).cloned().collect();
+        state.durable_dirs.extend(dirs);
         Ok(())
     }
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {

@@ -39,6 +39,31 @@ impl Clock for TickClock {
     }
 }
 
+/// A clock whose boot time is set.
+#[derive(Debug, Default)]
+pub struct SetClock(TickClock, AtomicU64);
+
+impl SetClock {
+    pub fn set_boot_ms(&self, ms: u64) {
+        self.1.store(ms, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SetClock {
+    fn wall(&self) -> Timestamp {
+        self.0.wall()
+    }
+    fn boot_ms(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
+    }
+    fn boot_id(&self) -> String {
+        self.0.boot_id()
+    }
+    fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.0.sleep(time)
+    }
+}
+
 pub fn clock() -> Arc<dyn Clock> {
     Arc::new(TickClock::default())
 }
@@ -62,6 +87,7 @@ pub fn small() -> Options {
         signer: Some(signer()),
         earlier_keys: Vec::new(),
         checkpoint_records: 1_000_000,
+        checkpoint_secs: 60,
     }
 }
 

@@ -9,6 +9,7 @@ use super::kit::*;
 use crate::core::decide::Command;
 use crate::core::digest::Digest;
 use crate::core::event::{BrokerEvent, EndCause, Event, GrantEvent, Selector};
+use crate::core::grant::Grant;
 use crate::store::{Batch, Expect, StoreError};
 
 fn is_conflict<T>(outcome: &Result<T, StoreError>) -> bool {
@@ -92,6 +93,8 @@ pub async fn a_completed_task_takes_no_more(house: &dyn House) {
     let open = || vec![Expect::TaskOpen(task_key(1, "task"))];
     append_if(&*store, open(), ask(1).events()).await.unwrap();
     let completed = || vec![Event::TaskCompleted { task: task_key(1, "task") }];
+    assert!(is_conflict(&append(&*store, completed(), START).await), "one of its grants is in force");
+    end(&*store, 1, START).await;
     let mut completing = std::pin::pin!(append(&*store, completed(), START));
     assert!(poll!(completing.as_mut()).is_pending());
     assert!(!store.task_completed(&task_key(1, "task")).await.unwrap(), "not durable yet");
@@ -105,6 +108,51 @@ pub async fn a_completed_task_takes_no_more(house: &dyn House) {
     // The same name of another agent is another task.
     assert!(!store.task_completed(&task_key(2, "task")).await.unwrap());
     append_if(&*store, vec![Expect::TaskOpen(task_key(2, "task"))], ask(2).events()).await.unwrap();
+}
+
+pub async fn a_task_is_completed_with_the_last_of_its_grants(house: &dyn House) {
+    let store = house.open();
+    let completed = || Event::TaskCompleted { task: task_key(1, "task") };
+    let [first, second] = [ask(1).on(&*store).await, pending(2).on(&*store).await];
+    let with = |grants: &[&Grant]| -> Vec<Event> {
+        grants.iter().flat_map(|g| events_of(g, &finish(), START)).chain([completed()]).collect()
+    };
+    assert!(is_conflict(&append(&*store, with(&[&first]), START).await), "one still waits");
+    // One that is on its way counts, and so does one of the same batch.
+    let mut coming = std::pin::pin!(append(&*store, ask(3).events(), START));
+    assert!(poll!(coming.as_mut()).is_pending());
+    assert!(is_conflict(&append(&*store, with(&[&first, &second]), START).await), "one is on its way");
+    coming.await.unwrap();
+    let third = store.grant(grant_id(3)).await.unwrap().unwrap();
+    let mut and_one_more = with(&[&first, &second, &third]);
+    and_one_more.extend(ask(4).events());
+    assert!(is_conflict(&append(&*store, and_one_more, START).await), "one is made by the same batch");
+    assert_eq!(store.grant(first.id).await.unwrap().unwrap().version, first.version, "nothing of it is there");
+    // Another task of the agent, the same name of another agent, and what only waits for proofs, are in nobody's way.
+    Ask { task: "other", ..ask(5) }.on(&*store).await;
+    Ask { agent: 2, ..ask(6) }.on(&*store).await;
+    with_leases(&*store, ask(7), &[1]).await;
+    end(&*store, 7, START).await;
+    append(&*store, with(&[&first, &second, &third]), START).await.unwrap();
+    assert!(store.task_completed(&task_key(1, "task")).await.unwrap());
+}
+
+pub async fn open_grants_are_counted_with_what_is_on_its_way(house: &dyn House) {
+    let store = house.open();
+    let below = |pending, open| vec![Expect::OpenBelow { agent: agent(1), pending, open }];
+    append_if(&*store, below(1, 1), pending(1).events()).await.unwrap();
+    assert!(is_conflict(&append_if(&*store, below(1, 9), pending(2).events()).await), "one is pending");
+    assert!(is_conflict(&append_if(&*store, below(9, 1), ask(2).events()).await), "one is open");
+    append_if(&*store, below(2, 2), ask(2).events()).await.unwrap();
+    // Many at once: none sees the others, and no more than fit come in.
+    let many = (10..30).map(|n| append_if(&*store, below(4, 9), pending(n).events()));
+    let came_in = futures::future::join_all(many).await.iter().filter(|o| o.is_ok()).count();
+    assert_eq!((came_in, store.open_counts(&agent(1)).await.unwrap()), (3, (4, 5)));
+    // Other agents' don't count; what is over makes room.
+    Ask { agent: 2, ..pending(31) }.on(&*store).await;
+    assert!(is_conflict(&append_if(&*store, below(9, 5), ask(32).events()).await));
+    end(&*store, 2, START).await;
+    append_if(&*store, below(9, 5), ask(32).events()).await.unwrap();
 }
 
 pub async fn freezes_are_compared(house: &dyn House) {

@@ -1,7 +1,7 @@
 //! The property: whatever is done, in whatever order, with restarts anywhere, a store answers every question as the
 //! naive oracle does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -312,7 +312,25 @@ impl Day<'_> {
             }
             Step::CompleteTask { agent, other } => {
                 let task = task_key(*agent, if *other { "other" } else { "task" });
-                self.append(vec![Event::TaskCompleted { task }]).await;
+                let of_task = |g: &Grant| g.request.agent.id == task.agent && g.request.task == task.task;
+                let all = self.oracle.grants();
+                let mut events = vec![Event::TaskCompleted { task: task.clone() }];
+                let is_left = |g: &&Grant| matches!(g.state, GrantState::Pending { .. } | GrantState::Active { .. });
+                if all.values().filter(|g| of_task(g)).any(|g| is_left(&g)) {
+                    // Not alone: with all that is left of it.
+                    let alone = append(&*self.store, events.clone(), self.now).await;
+                    assert!(matches!(alone, Err(StoreError::Conflict)), "{alone:?}");
+                }
+                let mut ended = BTreeSet::new();
+                for root in all.values().filter(|g| of_task(g)) {
+                    for event in self.end_tree(root.id) {
+                        let Event::Grant { id, version, .. } = &event else { continue };
+                        if ended.insert((*id, *version)) {
+                            events.push(event);
+                        }
+                    }
+                }
+                self.append(events).await;
             }
             Step::Freeze { id } => {
                 let (selector, by) = (Selector::Agent(agent(*id)), person("eve"));

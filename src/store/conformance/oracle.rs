@@ -41,6 +41,7 @@ pub struct Dump {
     decided: Vec<GrantId>,
     idempotency: Vec<Option<GrantId>>,
     held: Vec<Vec<Held>>,
+    held_in_task: Vec<Vec<Permission>>,
     freezes: (u64, Vec<Freeze>),
     leases: Vec<Option<(GrantId, crate::core::id::LeaseId)>>,
 }
@@ -48,6 +49,12 @@ pub struct Dump {
 const DECIDED: usize = 1000;
 
 impl Names {
+    fn held_in_task(&self) -> impl Iterator<Item = (&TaskKey, Timestamp, Option<GrantId>)> {
+        let excepts = || self.grants.iter().take(6).map(|g| Some(*g)).chain([None]);
+        let moments = move |task| self.moments.iter().flat_map(move |since| excepts().map(move |e| (task, *since, e)));
+        self.tasks.iter().flat_map(moments)
+    }
+
     /// Which questions about holdings are asked.
     fn held(&self) -> impl Iterator<Item = (&AgentId, Option<&PersonId>, Timestamp, Option<GrantId>)> {
         let owners = || self.owners.iter().map(Some).chain([None]);
@@ -89,6 +96,10 @@ pub async fn dump(store: &dyn Store, names: &Names) -> Dump {
     for (agent, owner, since, except) in names.held() {
         held.push(store.held(agent, owner, since, except).await.unwrap());
     }
+    let mut held_in_task = Vec::new();
+    for (task, since, except) in names.held_in_task() {
+        held_in_task.push(store.held_in_task(task, since, except).await.unwrap());
+    }
     let mut leases = Vec::new();
     for name in &names.leases {
         leases.push(store.lease_named(name).await.unwrap());
@@ -103,6 +114,7 @@ pub async fn dump(store: &dyn Store, names: &Names) -> Dump {
         decided: store.decided(DECIDED).await.unwrap().iter().map(|g| g.id).collect(),
         idempotency,
         held,
+        held_in_task,
         freezes: (freezes.epoch, freezes.holding),
         leases,
     }
@@ -186,6 +198,22 @@ impl Oracle {
         own.chain(others).collect()
     }
 
+    fn held_in_task(
+        grants: &BTreeMap<GrantId, Grant>,
+        task: &TaskKey,
+        since: Timestamp,
+        except: Option<GrantId>,
+    ) -> Vec<Permission> {
+        let counts = |g: &&Grant| match g.state {
+            GrantState::Active { .. } | GrantState::Ending { .. } => true,
+            GrantState::Ended { at, .. } => at >= since,
+            _ => false,
+        };
+        let of = |g: &&Grant| g.request.agent.id == task.agent && g.request.task == task.task && Some(g.id) != except;
+        let all = grants.values().filter(of).filter(counts).flat_map(|g| &g.assessed);
+        all.flat_map(|a| a.approvable.permissions.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     pub fn dump(&self, names: &Names) -> Dump {
         let all = self.grants();
         let is_open = |g: &&Grant| !g.state.is_final();
@@ -249,6 +277,7 @@ impl Oracle {
                 .map(|d| all.values().find(|g| g.request.idempotency == Some(*d)).map(|g| g.id))
                 .collect(),
             held: names.held().map(|(a, o, s, e)| Self::held(&all, a, o, s, e)).collect(),
+            held_in_task: names.held_in_task().map(|(t, s, e)| Self::held_in_task(&all, t, s, e)).collect(),
             freezes: (freezes.0, freezes.1.into_values().collect()),
             leases: names.leases.iter().map(lease).collect(),
         }

@@ -12,8 +12,10 @@ use crate::core::digest::Digest;
 use crate::core::event::{BrokerEvent, EndCause, Event, Selector};
 use crate::core::grant::Grant;
 use crate::core::id::{GrantId, Timestamp};
+use crate::core::permission::Permission;
 use crate::core::vote::Verdict;
 use crate::store::Held;
+use crate::store::holdings::TASKS_MAX;
 
 const SHORT: Duration = Duration::from_millis(20);
 
@@ -39,6 +41,7 @@ pub async fn the_head_is_ahead_of_what_is_durable(house: &dyn House) {
     assert!(store.head(grant_id(2)).await.unwrap().is_some());
     assert_eq!(ids(&store.subtree(parent.id).await.unwrap()), some([1, 2]));
     assert_eq!(ids(&store.task_grants(&task_key(1, "task")).await.unwrap()), some([1, 2]));
+    assert_eq!(store.task_links(&task_key(1, "task")).await.unwrap(), some([1, 2]), "one below is coming");
     assert!(figure(&*store, "store_on_its_way") > 0);
     // Everything else shows what is durable.
     assert_eq!(store.grant(grant_id(2)).await.unwrap(), None);
@@ -136,6 +139,11 @@ pub async fn grants_of_a_task(house: &dyn House) {
     end(&*store, 1, START).await;
     assert_eq!(ids(&store.task_grants(&task_key(1, "task")).await.unwrap()), some([2]));
     assert_eq!(ids(&store.task_grants(&task_key(2, "task")).await.unwrap()), some([4]));
+    assert_eq!(store.task_links(&task_key(2, "task")).await.unwrap(), Vec::new(), "it stands alone");
+    let parent = Ask { agent: 2, ..ask(6) }.on(&*store).await;
+    Ask { parent: Some(parent), task: "other", ..ask(7) }.on(&*store).await;
+    assert_eq!(store.task_links(&task_key(2, "task")).await.unwrap(), some([6]));
+    assert_eq!(store.task_links(&task_key(1, "other")).await.unwrap(), some([7]));
 }
 
 pub async fn counts_of_an_agent(house: &dyn House) {
@@ -295,6 +303,42 @@ pub async fn three_grants_of_one_permission(house: &dyn House) {
     assert_eq!(store.held(&agent(1), None, at(5), Some(grant_id(4))).await.unwrap(), [held(1, "db", at(12))]);
     end(&*store, 4, at(13)).await;
     assert_eq!(store.held(&agent(1), None, at(5), Some(grant_id(4))).await.unwrap(), [held(1, "db", at(12))]);
+}
+
+pub async fn what_a_task_held(house: &dyn House) {
+    let mut store = house.open();
+    let of =
+        |n: u64, task: &'static str, resource: &str| Ask { task, permissions: vec![permission(resource)], ..ask(n) };
+    of(1, "one", "db").on(&*store).await;
+    of(2, "two", "web").on(&*store).await;
+    Ask { owner: Some("ben"), ..of(3, "one", "kv") }.on(&*store).await;
+    Ask { agent: 2, ..of(4, "one", "mail") }.on(&*store).await;
+    end(&*store, 1, at(10)).await;
+    let names = |held: Vec<Permission>| held.iter().map(|p| p.resource.to_string()).collect::<Vec<_>>();
+    for round in ["as it came", "reopened"] {
+        let held = async |task: &str, since, except: Option<u64>| {
+            names(store.held_in_task(&task_key(1, task), since, except.map(grant_id)).await.unwrap())
+        };
+        assert_eq!(held("one", at(10), None).await, ["db", "kv"], "{round}: over within the window, and in force");
+        assert_eq!(held("one", at(11), None).await, ["kv"], "{round}: over before");
+        assert_eq!(held("one", at(10), Some(3)).await, ["db"], "{round}");
+        assert_eq!(held("two", at(10), None).await, ["web"], "{round}");
+        assert_eq!(held("three", at(10), None).await, Vec::<String>::new(), "{round}");
+        archived(&*store).await;
+        store.close().await.unwrap();
+        drop(store);
+        store = house.open();
+    }
+    // More tasks than are remembered by name: what the earliest held counts for each of them, and is never forgotten.
+    for n in 0..=TASKS_MAX as u64 {
+        let name: &'static str = Box::leak(format!("many-{n}").into_boxed_str());
+        of(100 + n, name, "db").on(&*store).await;
+        end(&*store, 100 + n, at(100 + n)).await;
+    }
+    let held = async |task: &str| names(store.held_in_task(&task_key(1, task), at(10), None).await.unwrap());
+    assert_eq!(held("many-100").await, ["db"]);
+    assert_eq!(held("many-0").await, ["db"], "the earliest");
+    assert_eq!(held("two").await, ["db", "web"], "more than it held, never less");
 }
 
 pub async fn history_of_an_agent(house: &dyn House) {

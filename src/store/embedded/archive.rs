@@ -1,8 +1,10 @@
 //! The view in sled: what has left memory, and what a start needs. Never the truth: sled's `flush` does not
 //! `fsync`, so each snapshot carries the sequence number and leaf hash that it stands at, and whatever is missing,
-//! stale or damaged is rebuilt from the journal.
+//! stale or damaged is rebuilt from the journal. How sled itself is held is in `slot.rs`.
 
-use std::path::{Path, PathBuf};
+mod slot;
+
+use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,10 +18,14 @@ use crate::store::holdings::Holding;
 use crate::store::view::{KnownAgent, Rest, Stored, View};
 use crate::store::{Freeze, StoreError};
 
+use slot::{Slot, Trouble, mark_of, open_db};
+
 /// The form of what is kept. Older forms are rebuilt; newer ones are refused.
-const FORM: u64 = 2;
+const FORM: u64 = 3;
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 24 << 20;
+/// sled flushes and tidies up by itself this often. Each snapshot is flushed when it is kept, so this is for the rest.
+const FLUSH_EVERY_MS: u64 = 10_000;
 /// A batch locks out all readers while it is applied: it has at most so many entries.
 const BATCH_ENTRIES: usize = 128;
 /// How the folder is named in what is said about it.
@@ -67,8 +73,7 @@ pub struct Position {
 /// The view on disk.
 #[derive(Debug)]
 pub struct SledArchive {
-    db: Db,
-    dir: PathBuf,
+    slot: Slot,
 }
 
 /// A view as it was found, or an empty one and why.
@@ -122,9 +127,13 @@ fn decided_key(at: Timestamp, id: GrantId) -> Vec<u8> {
     key(prefix::DECIDED, &rest)
 }
 
-/// The mark that a running broker leaves when it can't read something back: the next start rebuilds.
-fn mark_of(dir: &Path) -> PathBuf {
-    dir.with_extension("damaged")
+/// Where an instance of sled stands; `None` if it doesn't say.
+fn position_of(db: &Db) -> Result<Option<Position>, Trouble> {
+    let Some(bytes) = db.get([prefix::META])? else { return Ok(None) };
+    let meta: Meta = from_bytes(&bytes)?;
+    let mut position = Position { seq: meta.seq, leaf: [0; 32] };
+    hex::decode_to_slice(&meta.leaf, &mut position.leaf).map_err(unreadable)?;
+    Ok(Some(position))
 }
 
 impl SledArchive {
@@ -132,11 +141,10 @@ impl SledArchive {
     pub fn open(dir: &Path) -> Result<Found, StoreError> {
         let mark = mark_of(dir);
         let marked = std::fs::read_to_string(&mark).ok();
-        // sled asserts some of what it expects of its files: a panic in it is an answer here, not the broker's end.
-        let read = || std::panic::catch_unwind(|| Self::read(dir));
         let why = match marked {
             Some(why) => format!("{VIEW} could not be read while the broker was running ({})", why.trim()),
-            None => match read() {
+            // sled may panic at what it finds there, too.
+            None => match std::panic::catch_unwind(|| Self::read(dir)) {
                 Ok(Ok((archive, view, position, None))) => return Ok(Found { archive, view, position, rebuilt: None }),
                 Ok(Ok((archive, _, _, Some(why)))) => {
                     drop(archive);
@@ -161,25 +169,25 @@ impl SledArchive {
             }
             _ => {}
         }
-        Ok(Self { db: config(dir).open().map_err(unreadable)?, dir: dir.to_owned() })
+        Ok(Self { slot: Slot::new(open_db(dir).map_err(unreadable)?, dir, 0) })
     }
 
     /// The last value says why it must be rebuilt all the same.
     #[allow(clippy::type_complexity)] // once
     fn read(dir: &Path) -> Result<(Self, View, Position, Option<String>), Unusable> {
-        let db = config(dir).open().map_err(|error| {
+        let db = open_db(dir).map_err(|error| {
             // Another instance in this very process: the data folder's own lock keeps others out.
-            if error.to_string().contains("could not acquire lock") {
+            if error.contains("could not acquire lock") {
                 Unusable::Refused(unreadable(format!("{error}: it is still open in this process")))
             } else {
                 Unusable::Damaged(format!("{VIEW} could not be opened ({error})"))
             }
         })?;
-        let archive = Self { db, dir: dir.to_owned() };
         let damaged = |e: StoreError| Unusable::Damaged(e.to_string());
-        let Some(bytes) = archive.db.get([prefix::META]).map_err(|e| damaged(unreadable(e)))? else {
-            let why = (!archive.db.is_empty()).then(|| format!("{VIEW} doesn't say where it stands"));
-            return Ok((archive, View::default(), Position::default(), why));
+        let empty = |db, why| Ok((Self { slot: Slot::new(db, dir, 0) }, View::default(), Position::default(), why));
+        let Some(bytes) = db.get([prefix::META]).map_err(|e| damaged(unreadable(e)))? else {
+            let why = (!db.is_empty()).then(|| format!("{VIEW} doesn't say where it stands"));
+            return empty(db, why);
         };
         let Form { form } = from_bytes(&bytes).map_err(damaged)?;
         if form > FORM {
@@ -190,16 +198,11 @@ impl SledArchive {
             ))));
         }
         if form < FORM {
-            return Ok((
-                archive,
-                View::default(),
-                Position::default(),
-                Some(format!("{VIEW} had the older form {form}")),
-            ));
+            return empty(db, Some(format!("{VIEW} had the older form {form}")));
         }
         let meta: Meta = from_bytes(&bytes).map_err(damaged)?;
-        let mut position = Position { seq: meta.seq, leaf: [0; 32] };
-        hex::decode_to_slice(&meta.leaf, &mut position.leaf).map_err(|e| damaged(unreadable(e)))?;
+        let position = position_of(&db).map_err(|e| damaged(e.into()))?.unwrap_or_default();
+        let archive = Self { slot: Slot::new(db, dir, position.seq) };
         let view = archive.restore(meta).map_err(damaged)?;
         Ok((archive, view, position, None))
     }
@@ -227,36 +230,24 @@ impl SledArchive {
     }
 
     fn all<T>(&self, prefix: u8, read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
-        self.db
-            .scan_prefix([prefix])
-            .map(|entry| {
-                let (k, v) = entry.map_err(unreadable)?;
-                read(&k[1..], &v)
-            })
-            .collect()
-    }
-
-    /// Reads, and leaves the mark if that can't be done.
-    fn marked<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        outcome.map_err(|error| {
-            let _ = std::fs::write(mark_of(&self.dir), error.to_string());
-            unreadable(format!("{error}. Restart the broker: it is rebuilt from the journal then"))
+        self.slot.with(|db| {
+            db.scan_prefix([prefix])
+                .map(|entry| {
+                    let (k, v) = entry?;
+                    Ok(read(&k[1..], &v)?)
+                })
+                .collect()
         })
     }
 
     fn get<T>(&self, key: Vec<u8>, read: impl Fn(&[u8]) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-        let found = self.db.get(key).map_err(unreadable);
-        self.marked(found.and_then(|found| found.map(|bytes| read(&bytes)).transpose()))
+        self.slot.with(|db| Ok(db.get(key)?.map(|bytes| read(&bytes)).transpose()?))
     }
 }
 
 enum Unusable {
     Refused(StoreError),
     Damaged(String),
-}
-
-fn config(dir: &Path) -> sled::Config {
-    sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).mode(sled::Mode::HighThroughput)
 }
 
 fn grant_id(bytes: &[u8]) -> Result<GrantId, StoreError> {
@@ -272,7 +263,7 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
-    fn put(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+    fn put(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> Result<(), Trouble> {
         match value {
             Some(value) => self.batch.insert(key, value),
             None => self.batch.remove(key),
@@ -280,51 +271,59 @@ impl Writing<'_> {
         self.entries += 1;
         if self.entries >= BATCH_ENTRIES { self.apply() } else { Ok(()) }
     }
-    fn apply(&mut self) -> Result<(), StoreError> {
+    fn apply(&mut self) -> Result<(), Trouble> {
         self.entries = 0;
-        self.db.apply_batch(std::mem::take(&mut self.batch)).map_err(unreadable)
+        Ok(self.db.apply_batch(std::mem::take(&mut self.batch))?)
     }
+}
+
+/// Writes a snapshot, its position last.
+fn write(db: &Db, snapshot: &Snapshot) -> Result<(), Trouble> {
+    let mut to = Writing { db, batch: Batch::default(), entries: 0 };
+    for task in &snapshot.tasks {
+        to.put(task_key(task), Some(Vec::new()))?;
+    }
+    for (name, holding) in &snapshot.holdings {
+        let key = key(prefix::HOLDING, Digest::of_bytes(&to_bytes(name)?).as_bytes());
+        to.put(key, holding.as_ref().map(to_bytes).transpose()?)?;
+    }
+    for (agent, known) in &snapshot.agents {
+        to.put(agent_key(agent), Some(to_bytes(known)?))?;
+    }
+    for stored in &snapshot.grants {
+        let grant = &stored.grant;
+        if let Some(digest) = grant.request.idempotency {
+            to.put(key(prefix::IDEMPOTENCY, digest.as_bytes()), Some(grant.id.as_bytes().to_vec()))?;
+        }
+        let is_final = grant.state.is_final();
+        if is_final {
+            to.put(decided_key(over_at(grant), grant.id), Some(Vec::new()))?;
+        }
+        to.put(grant_key(grant.id), Some(to_bytes(stored)?))?;
+        to.put(key(prefix::OPEN, grant.id.as_bytes()), (!is_final).then(Vec::new))?;
+    }
+    to.apply()?;
+    let meta = Meta {
+        form: FORM,
+        seq: snapshot.seq,
+        leaf: hex::encode(snapshot.leaf),
+        freezes: snapshot.freezes.holding.clone(),
+        freeze_epoch: snapshot.freezes.epoch,
+        run: snapshot.run.clone(),
+        last_at: snapshot.last_at,
+    };
+    to.put(vec![prefix::META], Some(to_bytes(&meta)?))?;
+    to.apply()?;
+    // What is kept leaves memory: a full disk must show itself before.
+    db.flush()?;
+    Ok(())
 }
 
 impl Archive for SledArchive {
     fn keep(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        let mut to = Writing { db: &self.db, batch: Batch::default(), entries: 0 };
-        for task in &snapshot.tasks {
-            to.put(task_key(task), Some(Vec::new()))?;
-        }
-        for (name, holding) in &snapshot.holdings {
-            let key = key(prefix::HOLDING, Digest::of_bytes(&to_bytes(name)?).as_bytes());
-            to.put(key, holding.as_ref().map(to_bytes).transpose()?)?;
-        }
-        for (agent, known) in &snapshot.agents {
-            to.put(agent_key(agent), Some(to_bytes(known)?))?;
-        }
-        for stored in &snapshot.grants {
-            let grant = &stored.grant;
-            if let Some(digest) = grant.request.idempotency {
-                to.put(key(prefix::IDEMPOTENCY, digest.as_bytes()), Some(grant.id.as_bytes().to_vec()))?;
-            }
-            let is_final = grant.state.is_final();
-            if is_final {
-                to.put(decided_key(over_at(grant), grant.id), Some(Vec::new()))?;
-            }
-            to.put(grant_key(grant.id), Some(to_bytes(stored)?))?;
-            to.put(key(prefix::OPEN, grant.id.as_bytes()), (!is_final).then(Vec::new))?;
-        }
-        to.apply()?;
-        let meta = Meta {
-            form: FORM,
-            seq: snapshot.seq,
-            leaf: hex::encode(snapshot.leaf),
-            freezes: snapshot.freezes.holding.clone(),
-            freeze_epoch: snapshot.freezes.epoch,
-            run: snapshot.run.clone(),
-            last_at: snapshot.last_at,
-        };
-        to.put(vec![prefix::META], Some(to_bytes(&meta)?))?;
-        to.apply()?;
-        // What is kept leaves memory: a full disk must show itself before.
-        self.db.flush().map(drop).map_err(unreadable)
+        self.slot.with(|db| write(db, snapshot))?;
+        self.slot.kept(snapshot.seq);
+        Ok(())
     }
 
     fn grant(&self, id: GrantId) -> Result<Option<Stored>, StoreError> {
@@ -344,16 +343,19 @@ impl Archive for SledArchive {
     }
 
     fn decided(&self, limit: usize) -> Result<Vec<Stored>, StoreError> {
-        let mut out = Vec::new();
-        for entry in self.db.scan_prefix([prefix::DECIDED]).take(limit) {
-            let (k, _) = self.marked(entry.map_err(unreadable))?;
-            let id = grant_id(k.get(9..).unwrap_or_default())?;
+        let ids: Vec<GrantId> = self.slot.with(|db| {
+            let entries = db.scan_prefix([prefix::DECIDED]).take(limit);
+            entries.map(|entry| Ok(grant_id(entry?.0.get(9..).unwrap_or_default())?)).collect()
+        })?;
+        let mut out = Vec::with_capacity(ids.len());
+        for id in ids {
             out.extend(self.grant(id)?);
         }
         Ok(out)
     }
 
     fn figures(&self) -> Vec<(&'static str, u64)> {
-        self.db.size_on_disk().map(|bytes| ("view_bytes_on_disk", bytes)).into_iter().collect()
+        let size = self.slot.with(|db| Ok(db.size_on_disk()?));
+        size.map(|bytes| ("view_bytes_on_disk", bytes)).into_iter().collect()
     }
 }

@@ -23,6 +23,7 @@ use crate::audit::disk::{Disk, RealDisk};
 use crate::audit::frame;
 use crate::audit::merkle::Hash;
 use crate::audit::note::{Signer, Verifier};
+use crate::audit::pick::Mark;
 use crate::time::Clock;
 
 pub use error::Error;
@@ -38,7 +39,8 @@ use state::Shared;
 pub struct Options {
     /// A new segment is started when a batch would make the present one longer than this, in bytes.
     pub segment_bytes: u64,
-    /// Disk space that is kept ready for endings (guarantee 8), in bytes.
+    /// Disk space that is kept ready for endings (guarantee 8), in bytes, unless a batch asks for more
+    /// ([`Batch::reserve_bytes`]).
     pub reserve_bytes: u64,
     /// Disk space is taken in steps of this, in bytes: `fdatasync` is cheaper when the file needn't grow.
     pub extend_bytes: u64,
@@ -46,8 +48,11 @@ pub struct Options {
     pub signer: Option<Signer>,
     /// Keys that signed before, so that the checkpoint in the folder is still accepted after a rotation.
     pub earlier_keys: Vec<Verifier>,
-    /// A checkpoint is written at least every so many records, and when the journal is closed.
+    /// A checkpoint is written at least every so many records, when the journal is opened with records that have none,
+    /// and when it is closed.
     pub checkpoint_records: u64,
+    /// And at least every so many seconds while records come.
+    pub checkpoint_secs: u64,
 }
 
 impl Default for Options {
@@ -59,6 +64,7 @@ impl Default for Options {
             signer: None,
             earlier_keys: Vec::new(),
             checkpoint_records: 10_000,
+            checkpoint_secs: 60,
         }
     }
 }
@@ -111,6 +117,9 @@ pub struct Batch {
     /// If given, and a batch was refused since [`Journal::generation`] returned this number, the batch is refused
     /// as [`Error::Stale`]: it may rest on events that were never recorded.
     pub generation: Option<u64>,
+    /// How much space for endings must be ready behind this batch and those that follow, if that is more than
+    /// [`Options::reserve_bytes`]: what is open needs it. Nothing else is taken while that can't be had.
+    pub reserve_bytes: u64,
 }
 
 /// A durable batch.
@@ -210,7 +219,7 @@ impl Journal {
 
     /// As [`Journal::append`], for ends, freezes and revocations: uses the reserved space if need be.
     pub async fn append_priority(&self, payloads: Vec<Vec<u8>>) -> Result<Appended, Error> {
-        self.enqueue(Batch { payloads, ending: true, generation: None })?.await
+        self.enqueue(Batch { payloads, ending: true, ..Batch::default() })?.await
     }
 
     /// Changes each time that a batch is refused after it was queued. Read it when the state that batches are built
@@ -243,6 +252,11 @@ impl Journal {
     /// The last durable record and the tree's root.
     pub fn tip(&self) -> Tip {
         self.shared.tip()
+    }
+
+    /// Where a durable record stands, or one before it in its segment.
+    pub fn place(&self, seq: u64) -> Option<Mark> {
+        self.shared.place(seq)
     }
 
     /// Why nothing is written at present, if so.

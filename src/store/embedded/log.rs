@@ -11,10 +11,15 @@ use parking_lot::Mutex;
 
 use super::journal::{self, Acknowledged, Batch, Journal, Opened, Options, Stepper};
 use crate::audit::disk::{Disk, RealDisk};
+use crate::audit::pick::pick;
 use crate::audit::reader;
 use crate::store::StoreError;
 use crate::store::engine::{Log, Receipt};
 use crate::time::Clock;
+
+/// Disk space that is kept ready for the ending of each open grant (guarantee 8), in bytes: what the events of an
+/// ending with a few leases take.
+const ENDING_BYTES: u64 = 4096;
 
 /// The journal, as the engine's log.
 pub struct JournalLog {
@@ -78,13 +83,15 @@ impl Log for JournalLog {
         payloads: Vec<Vec<u8>>,
         urgent: bool,
         rests_on: Option<u64>,
+        open: usize,
     ) -> Result<BoxFuture<'static, Result<Receipt, StoreError>>, StoreError> {
-        let pending =
-            self.journal.enqueue(Batch { payloads, ending: urgent, generation: rests_on }).inspect_err(|e| {
-                if matches!(e, journal::Error::Closed) {
-                    self.is_gone.store(true, Ordering::Release);
-                }
-            })?;
+        let reserve_bytes = open as u64 * ENDING_BYTES;
+        let batch = Batch { payloads, ending: urgent, generation: rests_on, reserve_bytes };
+        let pending = self.journal.enqueue(batch).inspect_err(|e| {
+            if matches!(e, journal::Error::Closed) {
+                self.is_gone.store(true, Ordering::Release);
+            }
+        })?;
         Ok(async move {
             let done = pending.await?;
             Ok(Receipt { first_seq: done.first_seq, leaf: done.leaf.0 })
@@ -97,20 +104,8 @@ impl Log for JournalLog {
     }
 
     fn read(&self, seqs: &[u64]) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return Ok(Vec::new()) };
-        let unreadable = |e: crate::audit::Error| StoreError::Unreadable(e.to_string());
-        let mut records = self.records(*first).map_err(unreadable)?;
-        let mut out = Vec::with_capacity(seqs.len());
-        while let Some(record) = records.next_record().map_err(unreadable)? {
-            let seq = record.meta.seq;
-            if seqs.binary_search(&seq).is_ok() {
-                out.push((seq, record.payload.to_vec()));
-            }
-            if seq >= *last {
-                break;
-            }
-        }
-        if out.len() == seqs.len() { Ok(out) } else { Err(StoreError::Unreadable("a record is missing".to_owned())) }
+        let picked = pick(&*self.disk, &self.dir, seqs, |seq| self.journal.place(seq));
+        picked.map_err(|e| StoreError::Unreadable(e.to_string()))
     }
 
     fn stopped(&self) -> Option<StoreError> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::audit::disk::{RealDisk, make_dir};
 use crate::audit::merkle::Hash;
 use crate::audit::note::{Signer, Verifier};
 use crate::core::event::{Event, GrantEvent};
@@ -111,7 +112,7 @@ fn lock(data_dir: &Path) -> Result<File, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
     };
-    private_dir(data_dir).map_err(io(data_dir))?;
+    make_dir(&RealDisk, data_dir).map_err(io(data_dir))?;
     let path = data_dir.join("lock");
     let lock = File::create(&path).map_err(io(&path))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -119,11 +120,6 @@ fn lock(data_dir: &Path) -> Result<File, OpenError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(data_dir.display().to_string())),
         Err(error) => Err(io(&path)(error.into())),
     }
-}
-
-fn private_dir(dir: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Brings a view from where it stands to the journal's end. Returns how many records that took.

@@ -13,15 +13,18 @@ use crate::core::digest::Digest;
 use crate::core::event::BrokerEvent;
 use crate::core::grant::Grant;
 use crate::core::id::{AgentId, GrantId, LeaseId, PersonId, TaskKey, Timestamp};
+use crate::core::permission::Permission;
 use crate::store::{AgentHistory, Appended, BATCH_EVENTS_MAX, Batch, Freezes, Held, Job, Recorded, Store, StoreError};
 
 impl Inner {
+    /// A grant in memory, as the head has it.
+    fn standing(&self, id: GrantId) -> Option<&Arc<Grant>> {
+        self.head.get(id).or_else(|| self.view.get(id).map(|s| &s.grant))
+    }
+
     /// Open grants among these, as the head has them.
     fn open_among(&self, ids: BTreeSet<GrantId>) -> impl Iterator<Item = Arc<Grant>> {
-        ids.into_iter()
-            .filter_map(|id| self.head.get(id).or_else(|| self.view.get(id).map(|s| &s.grant)))
-            .filter(|g| !g.state.is_final())
-            .cloned()
+        ids.into_iter().filter_map(|id| self.standing(id)).filter(|g| !g.state.is_final()).cloned()
     }
 }
 
@@ -99,6 +102,15 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
         Ok(inner.open_among(ids).collect())
     }
 
+    async fn task_links(&self, task: &TaskKey) -> Result<Vec<GrantId>, StoreError> {
+        let inner = self.shared.inner.lock();
+        let of_task = |id: &GrantId| inner.standing(*id).is_some_and(|g| crate::store::view::task_key(g) == *task);
+        let coming = inner.head.grants().filter_map(|g| Some((g.id, g.request.parent?)));
+        let coming = coming.flat_map(|(child, parent)| [child, parent]).filter(of_task);
+        let links: BTreeSet<GrantId> = inner.view.links(task).chain(coming).collect();
+        Ok(links.into_iter().collect())
+    }
+
     async fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError> {
         let in_memory = self.shared.inner.lock().view.task_completed(task);
         Ok(in_memory || self.shared.archive.task_completed(task)?)
@@ -153,6 +165,15 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
         except: Option<GrantId>,
     ) -> Result<Vec<Held>, StoreError> {
         Ok(self.shared.inner.lock().view.held(agent, owner, since, except))
+    }
+
+    async fn held_in_task(
+        &self,
+        task: &TaskKey,
+        since: Timestamp,
+        except: Option<GrantId>,
+    ) -> Result<Vec<Permission>, StoreError> {
+        Ok(self.shared.inner.lock().view.held_in_task(task, since, except))
     }
 
     async fn history(&self, agent: &AgentId) -> Result<Option<AgentHistory>, StoreError> {

@@ -3,7 +3,7 @@
 //! A batch that the log refuses takes what rested on it along: the log compares the *generation* that the first
 //! batch in a chain read before it was queued. Until all of a broken chain is answered, nothing is added to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Inner;
@@ -11,7 +11,7 @@ use super::facts::Facts;
 use crate::core::event::Event;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{AgentId, GrantId, TaskKey};
-use crate::store::view::requested;
+use crate::store::view::{requested, task_key};
 use crate::store::{Batch, Expect, StoreError};
 
 /// Grants as a batch leaves them.
@@ -154,6 +154,7 @@ impl Inner {
                         return Err(No::Wait);
                     }
                 }
+                Expect::OpenBelow { agent, pending, open } => self.check_open(agent, *pending, *open)?,
                 Expect::FreezeEpoch(epoch) => {
                     if self.head.freezes > 0 {
                         return Err(No::Wait);
@@ -187,7 +188,52 @@ impl Inner {
         }
         let after: After = slots.into_iter().filter_map(|(id, g)| Some((id, Arc::new(g?)))).collect();
         self.check_children(batch, &after, facts, &mut rests_on)?;
+        self.check_completed(batch, &after, facts, &mut rests_on)?;
         Ok((after, rests_on))
+    }
+
+    /// Fewer than so many, with what is on its way. Nothing is taken off for endings that are: they may be refused.
+    fn check_open(&self, agent: &AgentId, pending_max: usize, open_max: usize) -> Result<(), No> {
+        let is_pending = |g: &Grant| matches!(g.state, GrantState::Pending { .. });
+        let (mut pending, mut open) = self.view.counts(agent);
+        let mut is_coming = false;
+        for grant in self.head.grants().filter(|g| g.request.agent.id == *agent) {
+            let durable = self.view.get(grant.id).map(|s| &*s.grant);
+            pending += usize::from(is_pending(grant) && !durable.is_some_and(is_pending));
+            open += usize::from(!grant.state.is_final() && durable.is_none_or(|g| g.state.is_final()));
+            is_coming = true;
+        }
+        match pending < pending_max && open < open_max {
+            true => Ok(()),
+            false if is_coming => Err(No::Wait),
+            false => Err(No::Conflict),
+        }
+    }
+
+    /// Whoever completes a task leaves none of its grants waiting or in force, also what came after the list was made.
+    fn check_completed(
+        &self,
+        batch: &Batch,
+        after: &After,
+        facts: &Facts,
+        rests_on: &mut Option<u64>,
+    ) -> Result<(), No> {
+        for event in &batch.events {
+            let Event::TaskCompleted { task } = event else { continue };
+            let coming = self.head.grants().filter(|g| task_key(g) == *task).map(|g| g.id);
+            let made_here = after.values().filter(|g| task_key(g) == *task).map(|g| g.id);
+            let all: BTreeSet<GrantId> = self.view.of_task(task).chain(coming).chain(made_here).collect();
+            for id in all {
+                let grant = match after.get(&id) {
+                    Some(grant) => Some(Arc::clone(grant)),
+                    None => self.head_of(id, facts, rests_on)?,
+                };
+                if grant.is_some_and(|g| matches!(g.state, GrantState::Pending { .. } | GrantState::Active { .. })) {
+                    return Err(No::Conflict);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The grant as the next batch must find it, and the generation of what is on its way of it.
@@ -253,7 +299,7 @@ impl Inner {
     }
 
     /// Children that are open, or were when they were last durable.
-    pub(super) fn children(&self, parent: GrantId) -> std::collections::BTreeSet<GrantId> {
+    pub(super) fn children(&self, parent: GrantId) -> BTreeSet<GrantId> {
         let coming = self.head.grants().filter(|g| g.request.parent == Some(parent)).map(|g| g.id);
         self.view.children(parent).chain(coming).collect()
     }

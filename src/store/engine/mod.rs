@@ -128,7 +128,9 @@ impl<L: Log, A: Archive> Engine<L, A> {
         // Read before anything is queued: see `head.rs`.
         let generation = shared.log.generation();
         let (after, rests_on) = inner.check(&batch, &facts)?;
-        let receipt = shared.log.enqueue(payloads, batch.urgent, rests_on)?;
+        // Too many rather than too few: what is on its way may be in the view already.
+        let open = inner.view.open_len() + inner.head.len() + after.len();
+        let receipt = shared.log.enqueue(payloads, batch.urgent, rests_on, open)?;
         let inner = &mut *inner;
         for (agent, known) in facts.agents {
             inner.view.restore_agent(agent, known);

@@ -14,12 +14,14 @@ use crate::store::{Freezes, StoreError};
 pub trait Log: Send + Sync + 'static {
     /// Queues a batch. The answer comes once it is durable, or refused; an error here means that it was not queued.
     /// With `rests_on`, the batch is refused with [`StoreError::Conflict`] if any batch was refused since
-    /// [`Log::generation`] returned that number.
+    /// [`Log::generation`] returned that number. `open` grants will be open once the batch is durable: a log that can
+    /// run out of space keeps enough for their endings (guarantee 8).
     fn enqueue(
         &self,
         payloads: Vec<Vec<u8>>,
         urgent: bool,
         rests_on: Option<u64>,
+        open: usize,
     ) -> Result<BoxFuture<'static, Result<Receipt, StoreError>>, StoreError>;
     /// Changes, before the answer comes, each time that a queued batch is refused.
     fn generation(&self) -> u64;

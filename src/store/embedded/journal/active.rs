@@ -7,12 +7,21 @@ use super::{Error, Options};
 use crate::audit::disk::{Access, Disk, DiskFile, Stat};
 use crate::audit::segment::{self, Header};
 
+/// So much is written ahead of the records, in bytes.
+const AHEAD_BYTES: u64 = 256 * 1024;
+/// On a full disk, the reserve is tried for in halves, so many.
+const RESERVE_PARTS: u32 = 12;
+
 /// The last segment, open for writing.
 pub(super) struct Active {
     pub(super) file: Box<dyn DiskFile>,
     pub(super) path: PathBuf,
+    /// Its first record.
+    pub(super) first_seq: u64,
     /// One past the last durable frame.
     pub(super) end: u64,
+    /// Up to here the file has been written, if only with zeros: see [`Active::write_ahead`].
+    written: u64,
     /// The file as we left it: any other length or identity is somebody else's doing.
     pub(super) stat: Stat,
 }
@@ -23,7 +32,7 @@ impl Active {
         let path = dir.join(segment::file_name(first_seq));
         let file = disk.open(&path, Access::Write).at("open", &path)?;
         let stat = file.stat().at("look at", &path)?;
-        Ok(Self { file, path, end, stat })
+        Ok(Self { file, path, first_seq, end, written: end, stat })
     }
 
     /// Makes a new segment under its name, header and reserved space durable. A crash at any point leaves
@@ -55,30 +64,49 @@ impl Active {
         disk.rename(&new, &path).at("name the segment", &path)?;
         disk.sync_dir(dir).at("sync the folder", dir)?;
         let stat = file.stat().at("look at", &path)?;
-        Ok(Some(Self { file, path, end: bytes.len() as u64, stat }))
+        let end = bytes.len() as u64;
+        Ok(Some(Self { file, path, first_seq: header.first_seq, end, written: end, stat }))
     }
 
     /// Sees to it that the file has disk space up to `end`, and the reserve behind it. Only endings may go
     /// on when the reserve can't be had (guarantee 8). `Ok(false)`: the disk is full.
     pub(super) fn ensure(&mut self, end: u64, ending: bool, options: &Options) -> Result<bool, Error> {
         let want = end + options.reserve_bytes;
-        if self.stat.len >= want {
-            return Ok(true);
-        }
-        for len in [want + options.extend_bytes, want] {
-            match self.file.allocate(self.stat.len, len) {
-                Ok(()) => {
-                    self.stat.len = len;
-                    return Ok(true);
-                }
-                Err(e) if is_full(&e) => self.stat.len = self.file.stat().at("look at", &self.path)?.len,
-                Err(e) => return Err(Error::io("take disk space for", &self.path, e)),
-            }
+        // A part of the reserve is better than none: an ending takes what can be had.
+        let parts = (1..RESERVE_PARTS).map(|n| end + (options.reserve_bytes >> n)).chain([end]);
+        let lens = [want + options.extend_bytes, want].into_iter().chain(parts.filter(|_| ending));
+        for len in lens {
             if self.stat.len >= want {
                 return Ok(true);
             }
+            if self.stat.len >= len {
+                break;
+            }
+            match self.file.allocate(self.stat.len, len) {
+                Ok(()) => self.stat.len = len,
+                Err(e) if is_full(&e) => self.stat.len = self.file.stat().at("look at", &self.path)?.len,
+                Err(e) => return Err(Error::io("take disk space for", &self.path, e)),
+            }
         }
-        Ok(ending && self.stat.len >= end)
+        Ok(self.stat.len >= want || ending && self.stat.len >= end)
+    }
+
+    /// Writes zeros over the space that is used next. The space was only allocated so far, and a sync of what is
+    /// written to it would have to record that first: done here a piece at a time, it is paid once in many groups.
+    pub(super) fn write_ahead(&mut self) -> Result<(), Error> {
+        let from = self.written.max(self.end);
+        let to = self.stat.len.min(self.end + AHEAD_BYTES);
+        if self.written >= self.end + AHEAD_BYTES / 2 || from >= to {
+            return Ok(());
+        }
+        let zeros = vec![0; usize::try_from(to - from).unwrap_or(0)];
+        match self.file.write_at(&zeros, from) {
+            Ok(()) => self.written = to,
+            // It is a help, not a need.
+            Err(e) if is_full(&e) => self.written = to,
+            Err(e) => return Err(Error::io("write", &self.path, e)),
+        }
+        Ok(())
     }
 
     /// Disk space behind the last frame.

@@ -66,6 +66,11 @@ impl Error {
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
     }
 
+    /// Whether it says that the disk is full.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_full(source))
+    }
+
     /// True if the journal needs [`super::Journal::reopen`] or a restart before it takes anything again.
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Changed { .. } | Self::Poisoned(_) | Self::WriterGone | Self::Closed)
@@ -76,6 +81,7 @@ impl From<audit::Error> for Error {
     fn from(e: audit::Error) -> Self {
         match e {
             audit::Error::Io { action, path, source } => Self::Io { action, path, source: Arc::new(source) },
+            audit::Error::Locked { dir, holder } => Self::Locked { dir, holder },
             other => Self::Audit(Arc::new(other)),
         }
     }

@@ -1,6 +1,7 @@
 //! The bounded queue between callers and the writer. Order in is order out.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -76,12 +77,12 @@ impl Queue {
         }
     }
 
-    /// Takes what is waiting, at least one job and at most about `bytes_max` bytes. Waits if `block` is set;
-    /// else there may be none.
-    pub(super) fn take(&self, block: bool, bytes_max: usize) -> Vec<Job> {
+    /// Takes what is waiting, at most about `bytes_max` bytes of it, but at least one job. If there is none it waits, so
+    /// long at most.
+    pub(super) fn take(&self, wait: Duration, bytes_max: usize) -> Vec<Job> {
         let mut inner = self.inner.lock();
-        while block && inner.jobs.is_empty() {
-            self.filled.wait(&mut inner);
+        if !wait.is_zero() {
+            self.filled.wait_while_for(&mut inner, |inner| inner.jobs.is_empty(), wait);
         }
         let mut bytes = 0;
         let fits = |job: &&Job| {
@@ -111,7 +112,7 @@ mod tests {
         }
         assert!(matches!(queue.push(job(0, false)), Err(Error::QueueFull)));
         queue.push(job(0, true)).unwrap();
-        assert_eq!(queue.take(false, 1).len(), QUEUE_BATCHES_MAX + 1);
+        assert_eq!(queue.take(Duration::ZERO, 1).len(), QUEUE_BATCHES_MAX + 1);
         queue.push(job(QUEUE_BYTES_MAX, false)).unwrap();
         assert!(matches!(queue.push(job(1, false)), Err(Error::QueueFull)));
         queue.push(job(QUEUE_BYTES_MAX, true)).unwrap();
@@ -124,10 +125,10 @@ mod tests {
         for bytes in [10, 3, 3, 3] {
             queue.push(job(bytes, false)).unwrap();
         }
-        assert_eq!(queue.take(true, 6).len(), 1, "one job larger than a group goes alone");
-        assert_eq!(queue.take(true, 6).len(), 2);
-        assert_eq!(queue.take(true, 6).len(), 1);
-        assert!(queue.take(false, 6).is_empty());
+        assert_eq!(queue.take(Duration::from_secs(1), 6).len(), 1, "one job larger than a group goes alone");
+        assert_eq!(queue.take(Duration::from_secs(1), 6).len(), 2);
+        assert_eq!(queue.take(Duration::from_secs(1), 6).len(), 1);
+        assert!(queue.take(Duration::ZERO, 6).is_empty());
         queue.close(None);
         assert!(matches!(queue.push(job(1, true)), Err(Error::Closed)));
     }

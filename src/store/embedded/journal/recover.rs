@@ -11,6 +11,7 @@ use crate::audit::disk::{Access, Disk, DiskFile, Stat, replace};
 use crate::audit::head::{self, Head};
 use crate::audit::merkle::{Frontier, Hash};
 use crate::audit::note::Verifier;
+use crate::audit::pick::Index;
 use crate::audit::segment::{self, Header};
 use crate::audit::verify::examine;
 use crate::audit::walk::{Known, Walked};
@@ -48,6 +49,16 @@ pub(super) struct Place {
     pub(super) options: Options,
 }
 
+/// What recovery made.
+pub(super) struct Recovered {
+    pub(super) ready: Ready,
+    pub(super) opened: Opened,
+    /// Up to the end of the last finished segment.
+    pub(super) base: Walked,
+    /// Where the records stand, up to the journal's end.
+    pub(super) index: Index,
+}
+
 /// The journal, ready to be appended to.
 pub(super) struct Ready {
     pub(super) active: Active,
@@ -64,13 +75,14 @@ impl Place {
     }
 
     /// Verifies and makes ready. With `only_acknowledged`, also whole batches behind what `known` says are cut:
-    /// their callers were told that they failed.
+    /// their callers were told that they failed. `base` was walked before.
     pub(super) fn recover(
         &self,
         known: &Acknowledged,
         only_acknowledged: bool,
+        base: Walked,
         now_ms: u64,
-    ) -> Result<(Ready, Opened), Error> {
+    ) -> Result<Recovered, Error> {
         let disk = &*self.disk;
         for name in disk.list(&self.dir).at("list the journal folder", &self.dir)? {
             // Left by a crash before the rename that would have made it count.
@@ -78,7 +90,7 @@ impl Place {
                 disk.remove(&self.dir.join(&name)).at("remove", &self.dir.join(&name))?;
             }
         }
-        let (mut walked, mut what_is_known) = self.examine(known)?;
+        let (mut walked, mut what_is_known) = self.examine(known, base)?;
         let mut cut = None;
         if let Some(last) = walked.segments.last() {
             let end = walked.torn.as_ref().map_or(last.end, |t| t.offset + t.bytes);
@@ -86,7 +98,8 @@ impl Place {
             if from < end {
                 let seq = if only_acknowledged { known.view_seq } else { walked.frontier.size() } + 1;
                 cut = Some(self.cut(last.first_seq, seq, from, end, now_ms)?);
-                (walked, what_is_known) = self.examine(known)?;
+                (walked, what_is_known) =
+                    self.examine(known, walked.before_last.take().map_or_else(Walked::default, |b| *b))?;
             }
         }
         let head = what_is_known.head.unwrap_or(Head::EMPTY);
@@ -98,10 +111,12 @@ impl Place {
             cut,
             reserve_ready: ready.active.space() >= self.options.reserve_bytes,
         };
-        Ok((ready, opened))
+        let index = std::mem::take(&mut walked.index);
+        let base = walked.before_last.map_or_else(Walked::default, |b| *b);
+        Ok(Recovered { ready, opened, base, index })
     }
 
-    fn examine(&self, known: &Acknowledged) -> Result<(Walked, Known), Error> {
+    fn examine(&self, known: &Acknowledged, base: Walked) -> Result<(Walked, Known), Error> {
         let known = Known {
             head: None,
             view_seq: known.view_seq,
@@ -112,7 +127,7 @@ impl Place {
                 .map(|c| c.known(&format!("the checkpoint given for {}", c.origin)))
                 .collect(),
         };
-        Ok(examine(&*self.disk, &self.dir, &self.keys(), known, false)?)
+        Ok(examine(&*self.disk, &self.dir, &self.keys(), known, false, base)?)
     }
 
     /// Keeps the bytes from `from` to `end` of a segment in a file of their own, then cuts them off.
@@ -120,15 +135,40 @@ impl Place {
         let path = self.dir.join(segment::file_name(first_seq));
         let kept_in = self.dir.join(format!("torn-{seq}-{now_ms}.bin"));
         let source = self.disk.open(&path, Access::Write).at("open", &path)?;
-        let target = self.disk.open(&kept_in, Access::Create).at("make", &kept_in)?;
-        copy(&*source, &path, from..end, |bytes, at| {
-            target.write_at(bytes, at - from).at("keep the torn tail in", &kept_in)
-        })?;
-        target.sync_all().at("sync", &kept_in)?;
+        if let Err(why) = self.keep(&*source, &path, from..end, &kept_in) {
+            if !why.is_full() {
+                return Err(why);
+            }
+            // Only zeros are behind the tail: the space that was reserved for endings is given for the copy.
+            source.set_len(end).at("free the reserved space of", &path)?;
+            source.sync_all().at("sync", &path)?;
+            self.keep(&*source, &path, from..end, &kept_in)?;
+        }
         self.disk.sync_dir(&self.dir).at("sync the folder", &self.dir)?;
         source.set_len(from).at("cut the torn tail of", &path)?;
         source.sync_all().at("sync", &path)?;
         Ok(Cut { seq, bytes: end - from, kept_in })
+    }
+
+    /// Copies a part of a segment into a file of its own, durably. Nothing is left of that file if there is no space.
+    fn keep(
+        &self,
+        source: &dyn DiskFile,
+        path: &Path,
+        part: std::ops::Range<u64>,
+        kept_in: &Path,
+    ) -> Result<(), Error> {
+        let target = self.disk.open(kept_in, Access::Create).at("make", kept_in)?;
+        let from = part.start;
+        let copied = copy(source, path, part, |bytes, at| {
+            target.write_at(bytes, at - from).at("keep the torn tail in", kept_in)
+        });
+        let kept = copied.and_then(|()| target.sync_all().at("sync", kept_in));
+        if kept.as_ref().is_err_and(Error::is_full) {
+            drop(target);
+            self.disk.remove(kept_in).at("remove", kept_in)?;
+        }
+        kept
     }
 
     fn ready(&self, walked: &Walked, head: Head, now_ms: u64) -> Result<Ready, Error> {

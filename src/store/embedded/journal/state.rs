@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use super::Error;
 use crate::audit::merkle::{Frontier, Hash};
+use crate::audit::pick::{Index, Mark};
 
 /// The durable end of the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     /// Frontier and last leaf of what is durable.
     end: Mutex<(Frontier, Hash)>,
     poisoned: Mutex<Option<Error>>,
+    /// Where durable records stand.
+    index: Mutex<Index>,
     generation: AtomicU64,
     pub(super) syncs: AtomicU64,
     pub(super) batches: AtomicU64,
@@ -64,6 +67,21 @@ impl Shared {
     pub(super) fn tip(&self) -> Tip {
         let end = self.end.lock().clone();
         Tip { seq: end.0.size(), leaf: end.1, root: end.0.root() }
+    }
+    pub(super) fn set_index(&self, index: Index) {
+        *self.index.lock() = index;
+    }
+    pub(super) fn index(&self) -> Index {
+        self.index.lock().clone()
+    }
+    pub(super) fn note_places(&self, marks: impl IntoIterator<Item = Mark>) {
+        let mut index = self.index.lock();
+        for mark in marks {
+            index.note(mark);
+        }
+    }
+    pub(super) fn place(&self, seq: u64) -> Option<Mark> {
+        self.index.lock().before(seq)
     }
     pub(super) fn poisoned(&self) -> Option<Error> {
         self.poisoned.lock().clone()

@@ -4,27 +4,30 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use super::active::{Active, check_present};
 use super::error::At as _;
 use super::queue::{Job, Queue, Reply};
-use super::recover::{Place, Ready};
+use super::recover::{Place, Ready, Recovered};
 use super::state::Shared;
 use super::{Acknowledged, Appended, Batch, Error, Opened, Options};
 use crate::audit::checkpoint::{self, Checkpoint};
-use crate::audit::disk::{Disk, replace};
+use crate::audit::disk::{Disk, lock_journal, make_dir, replace};
 use crate::audit::frame::{self, BATCH_BYTES_MAX, Meta};
 use crate::audit::head::Head;
 use crate::audit::merkle::Hash;
+use crate::audit::pick::Mark;
 use crate::audit::segment::{self, Header};
+use crate::audit::walk::{SegmentEnd, Walked};
 use crate::time::Clock;
 
 /// Most bytes of frames that share one sync. One batch is always taken.
 pub const GROUP_BYTES_MAX: usize = BATCH_BYTES_MAX;
+/// So long the writer sleeps when there is nothing to do.
+const IDLE_WAIT: Duration = Duration::from_secs(3600);
 /// The buffer for a group is given back when it has grown beyond this.
 const BUFFER_KEPT_BYTES: usize = 1024 * 1024;
-/// The lock file in the journal's folder.
-const LOCK_FILE: &str = "lock";
 
 /// The writer, driven step by step: by its thread, or by a simulation.
 pub struct Stepper {
@@ -38,6 +41,14 @@ pub struct Stepper {
     durable: (u64, Hash),
     buf: Vec<u8>,
     group: Vec<(Reply<Appended>, Appended)>,
+    /// Where the batches in `buf` will stand.
+    places: Vec<Mark>,
+    /// The journal up to the end of the last finished segment: the active one alone is walked at a reopening.
+    base: Walked,
+    /// The reserve of the options; what is open may ask for more.
+    reserve_least: u64,
+    /// A checkpoint isn't written for time alone before this moment, in milliseconds of the boot clock.
+    sign_after_ms: u64,
     /// Which finished segment (or the head) is looked at next.
     look: usize,
     last_note: Option<(u64, String)>,
@@ -53,16 +64,12 @@ impl Stepper {
         known: &Acknowledged,
         queue: Arc<Queue>,
     ) -> Result<(Self, Opened), Error> {
-        disk.create_dir(dir).at("make the journal folder", dir)?;
-        let lock_path = dir.join(LOCK_FILE);
-        let Some(lock) = disk.lock(&lock_path).at("lock", &lock_path)? else {
-            let pid = crate::audit::disk::read_small(&*disk, &lock_path, 32).ok().flatten().unwrap_or_default();
-            let pid = String::from_utf8(pid).ok().and_then(|p| p.trim().parse::<u32>().ok());
-            let holder = pid.map_or(String::new(), |pid| format!(" (process id {pid})"));
-            return Err(Error::Locked { dir: dir.to_owned(), holder });
-        };
+        make_dir(&*disk, dir).at("make the journal folder", dir)?;
+        let lock = lock_journal(&*disk, dir)?;
+        let reserve_least = options.reserve_bytes;
         let place = Place { disk, dir: dir.to_owned(), options };
-        let (ready, opened) = place.recover(known, false, clock.wall().0)?;
+        let recovered = place.recover(known, false, Walked::default(), clock.wall().0)?;
+        let sign_after_ms = clock.boot_ms() + place.options.checkpoint_secs * 1000;
         let mut stepper = Self {
             queue,
             shared: Arc::default(),
@@ -73,20 +80,30 @@ impl Stepper {
             durable: (0, Hash::ZERO),
             buf: Vec::new(),
             group: Vec::new(),
+            places: Vec::new(),
+            base: Walked::default(),
+            reserve_least,
+            sign_after_ms,
             look: 0,
             last_note: None,
             lock: Some(lock),
         };
-        stepper.take_up(ready);
+        let opened = stepper.take_up(recovered);
+        // What an earlier run wrote and had no time to sign.
+        stepper.sign_if(true);
         Ok((stepper, opened))
     }
 
-    fn take_up(&mut self, ready: Ready) {
+    fn take_up(&mut self, recovered: Recovered) -> Opened {
+        let Recovered { ready, opened, base, index } = recovered;
+        self.base = base;
+        self.shared.set_index(index);
         self.durable = (ready.frontier.size(), ready.leaf);
         self.shared.set_end(&ready.frontier, ready.leaf);
         self.shared.reserve_ready_bytes.store(ready.active.space().min(self.place.options.reserve_bytes), Relaxed);
         self.shared.set_poisoned(None);
         self.ready = Some(ready);
+        opened
     }
 
     pub(super) fn shared(&self) -> Arc<Shared> {
@@ -95,13 +112,18 @@ impl Stepper {
 
     /// Waits for work and does one group of it. False: the journal is closed.
     pub fn step_blocking(&mut self) -> bool {
-        let jobs = self.queue.take(true, GROUP_BYTES_MAX);
+        let wait = if self.is_unsigned() {
+            Duration::from_millis(self.sign_after_ms.saturating_sub(self.clock.boot_ms()).max(1))
+        } else {
+            IDLE_WAIT
+        };
+        let jobs = self.queue.take(wait, GROUP_BYTES_MAX);
         self.work(jobs)
     }
 
     /// Does one group of work if there is any. False: the journal is closed.
     pub fn step(&mut self) -> bool {
-        let jobs = self.queue.take(false, GROUP_BYTES_MAX);
+        let jobs = self.queue.take(Duration::ZERO, GROUP_BYTES_MAX);
         self.work(jobs)
     }
 
@@ -141,12 +163,31 @@ impl Stepper {
             }
         }
         self.flush();
-        let due =
-            self.ready.as_ref().map_or(0, |r| r.head.head.checkpoint_size) + self.place.options.checkpoint_records;
-        if self.durable.0 >= due && self.shared.poisoned().is_none() && self.checkpoint().is_err() {
-            self.shared.checkpoints_failed.fetch_add(1, Relaxed);
-        }
+        let due = self.signed_size() + self.place.options.checkpoint_records;
+        self.sign_if(self.durable.0 >= due || self.clock.boot_ms() >= self.sign_after_ms);
+        self.guarded(|_, ready| ready.active.write_ahead());
         true
+    }
+
+    /// How many records the last checkpoint covers.
+    fn signed_size(&self) -> u64 {
+        self.ready.as_ref().map_or(0, |r| r.head.head.checkpoint_size)
+    }
+
+    /// Are there durable records that no checkpoint covers, though one could be written?
+    fn is_unsigned(&self) -> bool {
+        self.place.options.signer.is_some() && self.ready.is_some() && self.durable.0 > self.signed_size()
+    }
+
+    /// Writes a checkpoint over what has none, if it is time.
+    fn sign_if(&mut self, due: bool) {
+        if due && self.is_unsigned() {
+            if self.checkpoint().is_err() {
+                self.shared.checkpoints_failed.fetch_add(1, Relaxed);
+            }
+            // Once it has failed, too, it is tried again after a while only.
+            self.sign_after_ms = self.clock.boot_ms() + self.place.options.checkpoint_secs * 1000;
+        }
     }
 
     /// Runs a part of the work; an error of it stops the writer. Does nothing when it is stopped already.
@@ -165,6 +206,7 @@ impl Stepper {
                     answer(reply, Err(e.clone()));
                 }
                 self.buf.clear();
+                self.places.clear();
                 None
             }
         }
@@ -189,6 +231,9 @@ impl Stepper {
         if batch.generation.is_some_and(|g| g != self.shared.generation()) {
             return answer(reply, Err(Error::Stale));
         }
+        if bytes > 0 {
+            self.place.options.reserve_bytes = self.reserve_least.max(batch.reserve_bytes);
+        }
         let room = self.guarded(|this, ready| this.make_room(ready, bytes as u64, batch.ending));
         match room {
             Some(true) => {}
@@ -205,6 +250,9 @@ impl Stepper {
         let Some(ready) = self.ready.as_mut() else { return answer(reply, Err(Error::WriterGone)) };
         let at_ms = self.clock.wall().0;
         let first_seq = ready.frontier.size() + 1;
+        let offset = ready.active.end + self.buf.len() as u64;
+        let place = Mark { seq: first_seq, segment: ready.active.first_seq, offset };
+        self.places.extend((bytes > 0).then_some(place));
         for (i, payload) in batch.payloads.iter().enumerate() {
             let left = batch.payloads.len() - 1 - i;
             let meta = Meta {
@@ -248,6 +296,8 @@ impl Stepper {
         let mut old = std::mem::replace(&mut ready.active, next);
         old.finish()?;
         ready.head.write(ready.head.head, true)?;
+        self.base.segments.push(SegmentEnd { first_seq: old.first_seq, end: old.end });
+        (self.base.frontier, self.base.leaf) = (ready.frontier.clone(), ready.leaf);
         ready.finished.push((old.path, old.stat));
         Ok(true)
     }
@@ -267,6 +317,7 @@ impl Stepper {
             self.shared.syncs.fetch_add(1, Relaxed);
             self.shared.bytes.fetch_add(self.buf.len() as u64, Relaxed);
             self.shared.reserve_ready_bytes.store(active.space().min(self.place.options.reserve_bytes), Relaxed);
+            self.shared.note_places(self.places.drain(..));
             self.shared.set_end(&ready.frontier, ready.leaf);
             self.buf.clear();
             self.buf.shrink_to(BUFFER_KEPT_BYTES);
@@ -308,15 +359,15 @@ impl Stepper {
     }
 
     fn reopen(&mut self) -> Result<Opened, Error> {
-        self.ready = None;
         // What this process acknowledged is the strongest knowledge there is; what failed is cut, as its callers were told.
         let leaf = (self.durable.0 > 0).then_some(self.durable.1);
         let known = Acknowledged { view_seq: self.durable.0, view_leaf: leaf, checkpoints: self.checkpoints.clone() };
-        match self.place.recover(&known, true, self.clock.wall().0) {
-            Ok((ready, opened)) => {
-                self.take_up(ready);
-                Ok(opened)
-            }
+        // What was finished before the last roll was verified when it was written or when the journal was opened.
+        let mut base = self.base.clone();
+        base.index = self.shared.index();
+        base.index.truncate(base.frontier.size());
+        match self.place.recover(&known, true, base, self.clock.wall().0) {
+            Ok(recovered) => Ok(self.take_up(recovered)),
             Err(e) => {
                 self.shared.next_generation();
                 self.shared.set_poisoned(Some(e.clone()));
@@ -341,7 +392,7 @@ impl Drop for Stepper {
     fn drop(&mut self) {
         // Whoever still enqueues gets an answer in place of waiting for ever.
         self.queue.close(None);
-        self.queue.take(false, usize::MAX);
+        self.queue.take(Duration::ZERO, usize::MAX);
     }
 }
 
