@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use countersign::connector::{Connector, Gap, MintError};
 use countersign::core::id::Timestamp;
+use countersign::keys::NamePrefix;
 use pg_lease::{Bench, Mode, context};
 use postgres::{Cluster, THROW_AWAY, available};
 
@@ -110,6 +111,41 @@ async fn every_gap_is_seen_and_closed_by_its_own_fix() {
     assert!(named(&gaps, "max_prepared_transactions is 3").is_some());
 }
 
+/// The file with its own defaults and the prefix that the broker has by itself.
+#[tokio::test]
+async fn the_stricter_set_up_as_shipped_mints_and_says_what_keeps_it_from_minting() {
+    if !available("the_stricter_set_up_as_shipped_mints_and_says_what_keeps_it_from_minting") {
+        return;
+    }
+    let cluster = Arc::new(Cluster::start(THROW_AWAY));
+    let bench = Bench::on(Arc::clone(&cluster), "shipped", Mode::Functions, "").await;
+    let shipped = include_str!("../config/postgres/11-broker-functions.sql");
+    let out = cluster.psql(&bench.database, &[("broker", &bench.broker)], shipped);
+    assert!(out.status.success(), "{out:?}");
+    let prefix = format!("{}_", NamePrefix::default().as_str());
+    let connector = bench.another(&prefix, &[]);
+    let mut intent = bench.intent("x", &["read"]);
+    intent.name = pg_lease::lease_name(&prefix, "x");
+    let minted = connector.mint(&intent, None, &context()).await.unwrap();
+    let m = pg_lease::Minting::of(intent, minted);
+    connector.revoke(&m.lease, Timestamp(0)).await.unwrap();
+
+    let reads = |gaps: &[Gap]| gaps.iter().find(|g| g.what.contains("refuses to mint read of postgres/app")).cloned();
+    assert!(reads(&connector.check().await.unwrap()).is_none());
+    let admin = bench.admin().await;
+    admin.batch_execute("DELETE FROM countersign.allowed_group WHERE name = 'read_shipped'").await.unwrap();
+    let gap = reads(&connector.check().await.unwrap()).expect("a missing group is seen");
+    assert!(gap.fatal && gap.what.contains("read_shipped"), "{gap:?}");
+    admin.batch_execute(&gap.fix).await.unwrap();
+    // Another prefix than the broker's.
+    admin.batch_execute("UPDATE countersign.setting SET prefix = 'cs_'").await.unwrap();
+    let gap = reads(&connector.check().await.unwrap()).expect("another prefix is seen");
+    admin.batch_execute(&gap.fix).await.unwrap();
+    assert!(reads(&connector.check().await.unwrap()).is_none());
+    let left = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'cslease%'";
+    assert_eq!(admin.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0, "what was tried is taken back");
+}
+
 #[tokio::test]
 async fn functions_of_another_release_are_fatal() {
     if !available("functions_of_another_release_are_fatal") {
@@ -121,7 +157,7 @@ async fn functions_of_another_release_are_fatal() {
     admin
         .batch_execute(
             "CREATE OR REPLACE FUNCTION countersign.cut(p_in jsonb, OUT p_out jsonb) LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN p_out := '[]'; END $$;
-             DROP FUNCTION countersign.lend; GRANT EXECUTE ON FUNCTION countersign.mint TO PUBLIC;
+             DROP FUNCTION countersign.reach; GRANT EXECUTE ON FUNCTION countersign.mint TO PUBLIC;
              REVOKE EXECUTE ON FUNCTION countersign.drop FROM broker_drift; ALTER ROLE broker_drift CREATEROLE",
         )
         .await
@@ -129,7 +165,7 @@ async fn functions_of_another_release_are_fatal() {
     let gaps = bench.connector.check().await.unwrap();
     for what in [
         "cut(jsonb) is of another release",
-        "lend(jsonb) is missing",
+        "reach(jsonb) is missing",
         "PUBLIC may call countersign.mint",
         "may not call countersign.drop",
     ] {

@@ -1,5 +1,7 @@
 //! The life of a lease at a real PostgreSQL, looked at by an admin connection of the test's own.
 
+#[path = "support/end_all.rs"]
+mod end_all;
 #[path = "support/pg_lease.rs"]
 mod pg_lease;
 #[path = "support/postgres.rs"]
@@ -9,10 +11,12 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use countersign::connector::postgres::SWEEP_MAX;
 use countersign::connector::{Connector, MintError, RevocabilityMode, RevokeError};
 use countersign::core::id::Timestamp;
 use countersign::core::lease::{Evidence, Lease, LeaseState};
-use pg_lease::{Bench, Minting, Mode, context, nothing_left, permission};
+use end_all::end_all;
+use pg_lease::{Bench, Minting, Mode, context, lease_name, nothing_left, permission};
 use postgres::{Cluster, THROW_AWAY, available, shared, until};
 
 const NOW: Timestamp = Timestamp(0);
@@ -103,16 +107,25 @@ async fn the_whole_life_with_the_stricter_functions() {
              'connection_limit', 5, 'groups', jsonb_build_array('{group}')))"
         )
     };
+    let x = lease_name(&bench.prefix, "x");
     for (what, code) in [
         ("CREATE ROLE friend".to_owned(), "42501"),
         ("GRANT postgres TO CURRENT_USER".to_owned(), "42501"),
         ("SELECT * FROM countersign.setting".to_owned(), "42501"),
         (mint("other_name", "read_lifef", 60), "CS004"),
         (mint("ls_lifef_\"x", "read_lifef", 60), "CS004"),
-        (mint("ls_lifef_x", "postgres", 60), "CS005"),
-        (mint("ls_lifef_x", "read_lifef", 90_000), "CS006"),
+        (mint("ls_lifef_owner", "read_lifef", 60), "CS004"),
+        (mint(&x, "postgres", 60), "CS005"),
+        (mint(&x, "read_lifef", 90_000), "CS006"),
         (
             "SELECT countersign.drop('{\"roles\": [{\"name\": \"read_lifef\"}], \"lock_ms\": \"100\"}')".to_owned(),
+            "CS004",
+        ),
+        (
+            format!(
+                "SELECT countersign.reach('{{\"reach\": \"{}reach_0123456789abcdef\", \"into\": [\"postgres\"]}}')",
+                bench.prefix
+            ),
             "CS004",
         ),
         ("SELECT countersign.cut('{\"roles\": [{\"name\": \"postgres\"}], \"lock_ms\": \"100\"}')".to_owned(), "CS004"),
@@ -308,7 +321,7 @@ async fn names_are_never_reused() {
     // The first one's password still works: the second mint changed nothing.
     bench.login(&m).await.unwrap();
     bench.connector.revoke(&m.lease, NOW).await.unwrap();
-    for bad in ["other_x", "ls_reuse_", "ls_reuse_X", "ls_reuse_a\"b"] {
+    for bad in ["other_x", "ls_reuse_", "ls_reuse_owner", "ls_reuse_X", "ls_reuse_a\"b"] {
         let mut intent = m.lease.intent.clone();
         intent.name = bad.to_owned();
         let refused = bench.connector.mint(&intent, None, &context()).await.unwrap_err();
@@ -364,17 +377,123 @@ async fn a_sweep_finds_what_is_ours_and_nothing_else() {
     }
     let bench = Bench::new("sweep").await;
     let admin = bench.admin().await;
-    admin.batch_execute("CREATE ROLE \"ls_sweep_Operators\"; CREATE ROLE lsxsweepxother").await.unwrap();
+    admin
+        .batch_execute(
+            "CREATE ROLE \"ls_sweep_Operators\"; CREATE ROLE ls_sweep_owner LOGIN; CREATE ROLE lsxsweepxother",
+        )
+        .await
+        .unwrap();
     let (a, b) = (bench.mint("a", &["read"]).await, bench.mint("b", &["write"]).await);
     let mut found = bench.connector.sweep().await.unwrap();
     found.sort_by(|x, y| x.name.cmp(&y.name));
-    assert_eq!(found.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), [a.name(), b.name()]);
+    let mut names = [a.name(), b.name()];
+    names.sort_unstable();
+    assert_eq!(found.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), names);
     let _open = bench.login(&a).await.unwrap();
-    bench.connector.revoke_found(&found[0], NOW).await.unwrap();
+    bench.connector.revoke_found(found.iter().find(|f| f.name == a.name()).unwrap(), NOW).await.unwrap();
+    let mut owner = found[0].clone();
+    owner.name = "ls_sweep_owner".to_owned();
+    assert!(
+        bench.connector.revoke_found(&owner, NOW).await.is_err(),
+        "a role of the operator's, whatever is asked for"
+    );
+    admin.query_one("SELECT FROM pg_roles WHERE rolname = 'ls_sweep_owner' AND rolcanlogin", &[]).await.unwrap();
     nothing_left(&admin, a.oid, a.name()).await;
     bench.login(&b).await.unwrap();
     bench.connector.revoke(&b.lease, NOW).await.unwrap();
     assert!(bench.connector.sweep().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn two_brokers_with_two_prefixes_on_one_cluster() {
+    if !available("two_brokers_with_two_prefixes_on_one_cluster") {
+        return;
+    }
+    let bench = Bench::new("twob").await;
+    // The second one's prefix begins with the first one's.
+    let prefix = format!("{}b_", bench.prefix);
+    let second = bench.another(&prefix, &[]);
+    let mut intent = bench.intent("theirs", &["read"]);
+    intent.name = lease_name(&prefix, "theirs");
+    let theirs = Minting::of(intent.clone(), second.mint(&intent, None, &context()).await.unwrap());
+    let ours = bench.mint("ours", &["read"]).await;
+    let session = bench.login(&theirs).await.unwrap();
+    // All that the first one's sweep finds is ended, as the broker does it when no lease explains it.
+    for found in bench.connector.sweep().await.unwrap() {
+        assert_eq!(found.name, ours.name());
+        bench.connector.revoke_found(&found, NOW).await.unwrap();
+    }
+    session.batch_execute("SELECT * FROM invoices").await.expect("the other broker's session lives");
+    bench.login(&theirs).await.expect("and its login");
+    assert!(bench.connector.revoke(&theirs.lease, NOW).await.is_err(), "nor is it ended by name");
+    second.revoke(&theirs.lease, NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_prefix_search_that_would_be_cut_short_is_an_error() {
+    if !available("a_prefix_search_that_would_be_cut_short_is_an_error") {
+        return;
+    }
+    let bench = Bench::on(Arc::new(Cluster::start(THROW_AWAY)), "cut", Mode::Direct, "").await;
+    let make = |from: i64, to: i64| {
+        format!("DO $$ BEGIN FOR i IN {from}..{to} LOOP EXECUTE 'CREATE ROLE foreign_' || i; END LOOP; END $$")
+    };
+    let admin = bench.admin().await;
+    admin.batch_execute(&make(1, 2)).await.unwrap();
+    assert_eq!(bench.connector.sweep_prefix("foreign_").await.unwrap().len(), 2);
+    for from in (3..SWEEP_MAX).step_by(500) {
+        admin.batch_execute(&make(from, (from + 499).min(SWEEP_MAX))).await.unwrap();
+    }
+    let cut = bench.connector.sweep_prefix("foreign_").await.map(|found| found.len()).unwrap_err();
+    assert!(cut.to_string().contains("10000 roles or more"), "{cut}");
+}
+
+#[tokio::test]
+async fn endings_that_are_due_together_share_statements() {
+    if !available("endings_that_are_due_together_share_statements") {
+        return;
+    }
+    let mut settings = THROW_AWAY.to_vec();
+    settings.push(("log_statement", "all"));
+    let bench = Bench::on(Arc::new(Cluster::start(&settings)), "share", Mode::Functions, "").await;
+    let mut all = Vec::new();
+    for i in 0..16 {
+        all.push(bench.mint(&format!("n{i}"), &["read"]).await);
+    }
+    // Each asked for by itself, as the broker does it when grants end one after the other.
+    let leases: Vec<[Lease; 1]> = all.iter().map(|m| [m.lease.clone()]).collect();
+    let ends = leases.iter().map(|lease| end_all(&bench.connector, lease, NOW));
+    for ended in futures::future::join_all(ends).await {
+        ended.into_iter().next().unwrap().unwrap();
+    }
+    let cuts = bench.cluster.log().matches("SELECT countersign.cut(").count();
+    assert!((1..=4).contains(&cuts), "{cuts} statements for 16 endings");
+}
+
+#[tokio::test]
+async fn a_host_that_answers_nothing_refuses_all_mints_in_time() {
+    if !available("a_host_that_answers_nothing_refuses_all_mints_in_time") {
+        return;
+    }
+    let bench = Bench::new("mute").await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = i64::from(listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            held.push(socket);
+        }
+    });
+    let connector = bench.another(&bench.prefix, &[("port", port.into())]);
+    let asked = Instant::now();
+    let context = context();
+    let intents: Vec<_> = (0..20).map(|i| bench.intent(&format!("m{i}"), &["read"])).collect();
+    for refused in futures::future::join_all(intents.iter().map(|i| connector.mint(i, None, &context))).await {
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, MintError::NotMinted { transient: true, .. }), "{refused:?}");
+    }
+    // One attempt to connect for all of them (6 s), with room for a busy machine.
+    assert!(asked.elapsed().as_secs() < 12, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
@@ -396,7 +515,7 @@ async fn many_end_in_shared_statements() {
     let mut foreign = leases[0].clone();
     foreign.intent.name = "somebody".to_owned();
     leases.insert(3, foreign);
-    let ended = bench.connector.revoke_all(&leases, NOW).await;
+    let ended = end_all(&bench.connector, &leases, NOW).await;
     assert_eq!(ended.len(), 41);
     for (i, result) in ended.iter().enumerate() {
         assert_eq!(result.is_ok(), i != 3, "{i}: {result:?}");

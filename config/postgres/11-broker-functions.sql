@@ -1,15 +1,16 @@
--- The stricter set-up (`setup = "functions"`): the broker's login may do nothing but call five functions, which make, cut and drop
+-- The stricter set-up (`setup = "functions"`): the broker's login may do nothing but call four functions, which make, cut and drop
 -- roles whose names begin with one prefix, with groups from one list. Run once for each cluster, as a superuser, in the
 -- broker's own database (`dbname` of the target).
 --
---   psql -v broker=countersign -v prefix=cs_ -d postgres -f 11-broker-functions.sql        then   \password countersign
+--   psql -v broker=countersign -v prefix=cslease_ -d postgres -f 11-broker-functions.sql        then   \password countersign
 --   INSERT INTO countersign.allowed_group VALUES ('lease_conn'), ('app_read');      -- every group that the catalogue names
 --
 -- Safe to run twice. The blocks between BEGIN and END are those that the broker runs itself in the direct set-up, word for
 -- word (a test compares them); what is checked before each of them is what this set-up adds.
 \set ON_ERROR_STOP on
 \if :{?broker} \else \set broker countersign \endif
-\if :{?prefix} \else \set prefix cs_         \endif
+-- The broker's `name_prefix` and `_`.
+\if :{?prefix} \else \set prefix cslease_    \endif
 
 SELECT format('CREATE ROLE %I LOGIN', :'broker') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'broker') \gexec
 ALTER ROLE :"broker" LOGIN NOCREATEROLE NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS INHERIT;
@@ -35,8 +36,10 @@ ALTER TABLE countersign.allowed_group OWNER TO countersign_owner;
 
 CREATE OR REPLACE FUNCTION countersign.check_name(p_name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
-  IF p_name IS NULL OR p_name !~ '^[a-z0-9_]{4,63}$' OR NOT EXISTS (
-       SELECT FROM countersign.setting WHERE starts_with(p_name, prefix) AND length(p_name) > length(prefix)) THEN
+  -- Exactly the forms that the broker makes, so that no other role that begins so can be meant.
+  IF p_name IS NULL OR NOT EXISTS (
+       SELECT FROM countersign.setting WHERE starts_with(p_name, prefix)
+          AND substr(p_name, length(prefix) + 1) ~ '^([a-z2-7]{26}|reach_[0-9a-f]{16})$') THEN
     RAISE EXCEPTION 'this name is not one of a lease' USING ERRCODE = 'CS004';
   END IF;
 END $countersign$;
@@ -191,36 +194,20 @@ END $countersign$;
 
 CREATE OR REPLACE FUNCTION countersign.reach(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
-PERFORM countersign.check_name(p_in->>'name');
 PERFORM countersign.check_name(p_in->>'reach');
--- In: name, reach. Makes session_user a member of the lease through a role that nobody has seen yet, so that no lock and
--- no REVOKE of the lease can be in its way. Always rolled back by the caller: signals that were sent meanwhile stay sent.
-BEGIN
-  EXECUTE format('CREATE ROLE %I NOLOGIN ROLE %I', p_in->>'reach', session_user);
-  EXECUTE format('GRANT %I TO %I', p_in->>'name', p_in->>'reach');
-  p_out := 'true';
-END;
-END $countersign$;
-
-CREATE OR REPLACE FUNCTION countersign.lend(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
-PERFORM countersign.check_name(p_in->>'name');
-IF EXISTS (SELECT FROM jsonb_array_elements_text(p_in->'groups') AS g WHERE g NOT IN (SELECT name FROM countersign.allowed_group)) THEN
-  RAISE EXCEPTION 'a group is not in countersign.allowed_group' USING ERRCODE = 'CS005';
-END IF;
--- In: name, groups. Gives a role that is cut, silent and can't log in its groups back, for as long as it takes to drop what it owns one
--- by one: DROP resolves names with the rights of who owns them. The role's own end takes them away again, and so does cut.
+PERFORM countersign.check_name(j) FROM jsonb_array_elements_text(p_in->'into') AS j WHERE j NOT IN (SELECT name FROM countersign.allowed_group);
+-- In: reach, into. Makes session_user a member of the roles in `into` (a lease, or groups) through a role that nobody has seen yet,
+-- so that no lock and no REVOKE of a lease can be in its way, and no lease gets anything. Rolled back or dropped by the caller: signals
+-- that were sent meanwhile stay sent.
 DECLARE
-  v_groups text;
+  v_into text;
 BEGIN
-  IF EXISTS (SELECT FROM pg_roles WHERE rolname = p_in->>'name' AND rolcanlogin) THEN
-    RAISE EXCEPTION 'this role can still log in' USING ERRCODE = 'CS007';
-  END IF;
-  SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_groups FROM pg_roles r
-   WHERE r.rolname IN (SELECT jsonb_array_elements_text(p_in->'groups'))
-     AND NOT (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls OR r.rolcanlogin);
-  IF v_groups IS NOT NULL THEN
-    EXECUTE format('GRANT %s TO %I', v_groups, p_in->>'name');
+  SELECT string_agg(quote_ident(r.rolname), ', ') INTO v_into FROM pg_roles r
+   WHERE r.rolname IN (SELECT jsonb_array_elements_text(p_in->'into'))
+     AND NOT (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls);
+  EXECUTE format('CREATE ROLE %I NOLOGIN ROLE %I', p_in->>'reach', session_user);
+  IF v_into IS NOT NULL THEN
+    EXECUTE format('GRANT %s TO %I', v_into, p_in->>'reach');
   END IF;
   p_out := 'true';
 END;
@@ -236,10 +223,7 @@ ALTER FUNCTION countersign.drop(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.drop(jsonb) FROM PUBLIC;
 ALTER FUNCTION countersign.reach(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.reach(jsonb) FROM PUBLIC;
-ALTER FUNCTION countersign.lend(jsonb) OWNER TO countersign_owner;
-REVOKE ALL ON FUNCTION countersign.lend(jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION countersign.mint(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.cut(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.drop(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.reach(jsonb) TO :"broker";
-GRANT EXECUTE ON FUNCTION countersign.lend(jsonb) TO :"broker";

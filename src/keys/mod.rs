@@ -18,7 +18,7 @@ use std::time::Duration;
 pub use checkpoint::{CheckpointKeys, CheckpointSignature};
 pub use files::{KEY_FILE_BYTES_MAX, KEY_FILES_MAX};
 pub use jwt::{ASSERTION_LIFE_SECS_MAX, Assertion, SigningKeys, TOKEN_BYTES_MAX, TOKEN_LIFE_SECS_MAX, VerifyError};
-pub use names::{NAME_AT_TARGET_BYTES_MAX, NameKey, NamePrefix};
+pub use names::{HASH_CHARS, NAME_AT_TARGET_BYTES_MAX, NameKey, NamePrefix, NamePrefixError, is_name_hash};
 pub use ring::{KeyChange, Periods};
 
 use crate::core::id::Timestamp;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::KeyError;
@@ -16,14 +17,47 @@ use crate::core::permission::Permission;
 /// Longest name, in bytes: fits PostgreSQL's 63 with room to spare.
 pub const NAME_AT_TARGET_BYTES_MAX: usize = 48;
 /// 130 bits of the hash.
-const HASH_CHARS: usize = 26;
+pub const HASH_CHARS: usize = 26;
 const FILE: &str = "name.key";
 /// 32 characters, so that five bits make one without bias.
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// Begins every name of ours at a target: `[a-z][a-z0-9_]*`, at most 21 bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// True if this is what follows the prefix and `_` in every [name](NameKey::name).
+pub fn is_name_hash(text: &str) -> bool {
+    text.len() == HASH_CHARS && text.bytes().all(|b| ALPHABET.contains(&b))
+}
+
+/// Begins every name of ours at a target: `[a-z][a-z0-9_]*`, 2 to 21 bytes, not `pg_` (which PostgreSQL keeps for itself).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct NamePrefix(String);
+
+/// Why a text can't begin names.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a name prefix has 2 to {} characters of [a-z0-9_], begins with a letter and not with pg_",
+    NamePrefix::BYTES_MAX
+)]
+pub struct NamePrefixError;
+
+impl TryFrom<String> for NamePrefix {
+    type Error = NamePrefixError;
+    fn try_from(text: String) -> Result<Self, NamePrefixError> {
+        Self::new(&text).ok_or(NamePrefixError)
+    }
+}
+
+impl From<NamePrefix> for String {
+    fn from(prefix: NamePrefix) -> Self {
+        prefix.0
+    }
+}
+
+impl Default for NamePrefix {
+    fn default() -> Self {
+        Self("cslease".to_owned())
+    }
+}
 
 impl NamePrefix {
     /// Longest prefix, in bytes.
@@ -32,7 +66,9 @@ impl NamePrefix {
     /// Checks and takes the text; `None` if it can't begin a name at every target.
     pub fn new(text: &str) -> Option<Self> {
         let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        let fits = text.len() <= Self::BYTES_MAX && text.starts_with(|c: char| c.is_ascii_lowercase());
+        let fits = (2..=Self::BYTES_MAX).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_lowercase())
+            && !text.starts_with("pg_");
         (plain && fits).then(|| Self(text.to_owned()))
     }
 
@@ -151,7 +187,7 @@ mod tests {
 
     #[test]
     fn prefixes_that_no_target_could_take_are_refused() {
-        for bad in ["", "1a", "_a", "A", "a-b", "a b", "é", &"a".repeat(NamePrefix::BYTES_MAX + 1)] {
+        for bad in ["", "a", "pg_x", "1a", "_a", "A", "a-b", "a b", "é", &"a".repeat(NamePrefix::BYTES_MAX + 1)] {
             assert!(NamePrefix::new(bad).is_none(), "{bad:?}");
         }
     }

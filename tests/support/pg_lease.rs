@@ -11,6 +11,7 @@ use countersign::connector::{Connector, MintContext, Minted};
 use countersign::core::id::{ActionName, AgentId, ConstraintName, GrantId, LeaseId, ResourceName, TaskName, Timestamp};
 use countersign::core::lease::{Lease, LeaseIntent, LeaseState};
 use countersign::core::permission::{Constraint, Permission};
+use countersign::keys::{NameKey, NamePrefix};
 use countersign::time::{Clock, SystemClock};
 use tokio_postgres::Client;
 
@@ -24,6 +25,8 @@ pub struct Bench {
     pub connector: PostgresConnector,
     pub database: String,
     pub prefix: String,
+    target: Target,
+    resources: [Resource; 2],
     folder: tempfile::TempDir,
 }
 
@@ -132,7 +135,15 @@ impl Bench {
         ))
         .unwrap();
         let connector = connect(&target, &[&resource, &by_table], folder.path(), &prefix);
-        Self { cluster, tag: tag.to_owned(), broker, connector, database, prefix, folder }
+        let resources = [resource, by_table];
+        Self { cluster, tag: tag.to_owned(), broker, connector, database, prefix, target, resources, folder }
+    }
+
+    /// A second broker on the same cluster: the same login, another name prefix, and `more` in place of the target's settings.
+    pub fn another(&self, prefix: &str, more: &[(&str, toml::Value)]) -> PostgresConnector {
+        let mut target = self.target.clone();
+        target.settings.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        connect(&target, &self.resources.iter().collect::<Vec<_>>(), self.folder.path(), prefix)
     }
 
     pub async fn admin(&self) -> Client {
@@ -143,7 +154,8 @@ impl Bench {
         LeaseIntent {
             lease: LeaseId::from_bytes([1; 16]),
             grant: GrantId::from_bytes([2; 16]),
-            name: format!("{}{name}", self.prefix),
+            name: lease_name(&self.prefix, name),
+            target: "db".parse().unwrap(),
             permission: permission("postgres/app", actions, None),
             intended_at: SystemClock.wall(),
             lifetime_secs: 600,
@@ -188,6 +200,12 @@ impl Minting {
     pub fn name(&self) -> &str {
         &self.lease.intent.name
     }
+}
+
+/// A name as the broker makes them, the same for the same text.
+pub fn lease_name(prefix: &str, name: &str) -> String {
+    let prefix = NamePrefix::new(prefix.trim_end_matches('_')).unwrap();
+    NameKey::from_bytes(&[7; 32]).name(&prefix, &[name.as_bytes()])
 }
 
 pub fn connect(target: &Target, resources: &[&Resource], base: &Path, prefix: &str) -> PostgresConnector {

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
@@ -12,9 +11,9 @@ use super::ending::Ending;
 use super::fail::Fail;
 use super::ident::{Ident, Literal};
 use super::leave;
-use super::op::Op;
-use super::pool::Conn;
-use super::scram::draw_tag;
+use super::mint::is_ours;
+use super::pool::{Conn, Lent};
+use super::reach::{drop_way, make_way};
 use super::shared::{EXCHANGE, Shared, TURN};
 use super::steps::{cut, drop_roles, hush, prove, silence};
 use crate::connector::{Gone, RevokeError};
@@ -30,10 +29,15 @@ const SILENCE: Duration = Duration::from_secs(8);
 /// Cutting may be blocked by a session of the role itself: terminate, then again.
 const CUTS_MAX: usize = 6;
 
-/// Ends one role.
-pub async fn end(core: &Shared, mut ending: Ending) -> Result<Gone, RevokeError> {
+/// Ends one role, if there is a turn for it within `patience`: one that resists may take a turn for long, and must not hold up others.
+pub async fn end(core: &Shared, mut ending: Ending, patience: Duration) -> Result<Gone, RevokeError> {
     let retry = |why: &str| RevokeError::Retry { why: why.to_owned() };
-    let Ok(_turn) = core.alone.acquire().await else { return Err(retry("the broker is shutting down")) };
+    let resists = ending.stuck.clone().unwrap_or_default();
+    let Ok(Ok(_turn)) = tokio::time::timeout(patience, core.alone.acquire()).await else {
+        return Err(retry(&format!(
+            "{resists}; others that resist are being ended just now, so it waits for its turn"
+        )));
+    };
     let deadline = Instant::now() + CALL;
     let mut pause = Duration::from_millis(20);
     loop {
@@ -46,16 +50,26 @@ pub async fn end(core: &Shared, mut ending: Ending) -> Result<Gone, RevokeError>
             Ok(Err(e)) => ending.stuck = Some(e.to_string()),
             Err(_) => ending.stuck = Some(format!("not done within {} s", CALL.as_secs())),
         }
+        if let Some(way) = ending.way.take()
+            && let Err(e) = drop_a_way(core, &way).await
+        {
+            tracing::warn!(role = %way, error = %e, "a role of the broker's own is left at the target; a sweep will drop it");
+        }
         ending = match ending.gone() {
             Ok(gone) => return Ok(gone),
             Err(ending) => *ending,
         };
-        if Instant::now() + pause >= deadline {
+        if ending.away || Instant::now() + pause >= deadline {
             return Err(retry(ending.stuck.as_deref().unwrap_or("no proof yet")));
         }
         core.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
     }
+}
+
+async fn drop_a_way(core: &Shared, way: &str) -> Result<(), Fail> {
+    let conn = core.ends.get(TURN).await?;
+    drop_way(core, &conn, way).await
 }
 
 async fn round(core: &Shared, ending: &mut Ending) -> Result<(), Fail> {
@@ -72,7 +86,7 @@ async fn round(core: &Shared, ending: &mut Ending) -> Result<(), Fail> {
         };
         ending.tally.blockers.append(&mut watched.cut);
         trouble.append(&mut watched.others);
-        silence(core, &conn, std::slice::from_mut(ending), SILENCE).await?;
+        silence(core, &conn, &core.last, std::slice::from_mut(ending), SILENCE).await?;
         if ending.cut || !ending.is_open() {
             break;
         }
@@ -137,14 +151,9 @@ async fn roll_back(conn: &Conn, role: &Ident, gid: &str) -> Result<(), Fail> {
 
 /// ROLLBACK PREPARED can't stand in a transaction, so the way round is committed here, and dropped (a sweep would find it).
 async fn roll_back_through(core: &Shared, home: &Conn, there: &Conn, role: &Ident, gid: &str) -> Result<(), Fail> {
-    let tag = draw_tag().map_err(|e| Fail::Lost(e.to_string()))?;
-    let through = format!("{}reach_{tag}", core.plan.prefix);
-    let setup = core.plan.setup;
-    Op::Reach.run(setup, home, &json!({ "name": role.as_str(), "reach": through }), EXCHANGE).await?;
+    let through = make_way(core, home, &[role.as_str()]).await?;
     let done = roll_back(there, role, gid).await;
-    let undo = json!({ "roles": [{ "name": through }], "lock_ms": LOCK_MS.to_string() });
-    let undone = Op::Drop.run(setup, home, &undo, EXCHANGE).await;
-    done.and(undone.map(drop))
+    done.and(drop_way(core, home, &through).await)
 }
 
 /// Who stood in the way of a statement.
@@ -169,27 +178,35 @@ impl Watched {
 
 /// Does the work while a second session terminates leases of ours that block it. Others are only named.
 pub async fn watch<T>(core: &Shared, pid: i32, watched: &mut Watched, work: impl Future<Output = T>) -> T {
+    // Before the work begins: it gives up waiting after a fifth of a second, and a session that is being made then would never be.
+    let ready = core.watch.get(TURN).await.ok();
     tokio::select! {
         biased;
         out = work => out,
-        never = watcher(core, pid, watched) => match never {},
+        never = watcher(core, pid, watched, ready) => match never {},
     }
 }
 
-async fn watcher(core: &Shared, pid: i32, watched: &mut Watched) -> std::convert::Infallible {
+async fn watcher(core: &Shared, pid: i32, watched: &mut Watched, mut ready: Option<Lent>) -> std::convert::Infallible {
     const BLOCKERS: &str = "SELECT a.pid, r.rolname::text FROM pg_stat_get_activity(NULL) a \
          JOIN pg_roles r ON r.oid = a.usesysid WHERE a.pid = ANY(pg_blocking_pids($1))";
     loop {
         core.clock.sleep(WATCH).await;
         // Without a second session the work goes on unwatched.
-        let Ok(conn) = core.watch.get(TURN).await else { continue };
+        let conn = match ready.take() {
+            Some(conn) => conn,
+            None => match core.watch.get(TURN).await {
+                Ok(conn) => conn,
+                Err(_) => continue,
+            },
+        };
         let Ok(rows) = conn.exchange(EXCHANGE, conn.client.query_typed(BLOCKERS, &[(&pid, Type::INT4)])).await else {
             continue;
         };
         watched.others.clear();
         for row in &rows {
             let (pid, name): (i32, String) = (row.get(0), row.get(1));
-            if !name.starts_with(&core.plan.prefix) {
+            if !is_ours(&name, &core.plan.prefix) {
                 watched.others.push(format!("blocked by session {pid} of role {name:?}, which is not a lease: end it"));
                 continue;
             }

@@ -3,15 +3,17 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::json;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
-use super::check_db;
 use super::fail::Fail;
-use super::ident::Ident;
+use super::ident::{Ident, Literal};
 use super::op::Op;
 use super::pool::Conn;
 use super::settings::Setup;
 use super::shared::{EXCHANGE, Shared, TURN};
+use super::{check_db, mint, scram};
 use crate::connector::Gap;
 
 /// The oldest major version that has what the statements use.
@@ -33,6 +35,7 @@ pub async fn check(core: &Shared) -> Result<Vec<Gap>, Fail> {
         functions(&conn, &mut gaps).await?;
     }
     groups(core, &conn, &mut gaps).await?;
+    mints(core, &conn, &mut gaps).await?;
     let reachable = check_db::cluster(core, &conn, &mut gaps).await?;
     for database in reachable {
         match core.elsewhere(&core.plan.primary, &database).await {
@@ -50,16 +53,15 @@ pub async fn check(core: &Shared) -> Result<Vec<Gap>, Fail> {
 }
 
 async fn broker(core: &Shared, conn: &Conn, gaps: &mut Vec<Gap>) -> Result<(), Fail> {
-    const ASK: &str = "SELECT rolsuper, rolcreaterole, rolcreatedb OR rolreplication OR rolbypassrls, pg_is_in_recovery(), \
+    const ASK: &str = "SELECT rolsuper, rolcreaterole, rolcreatedb OR rolreplication OR rolbypassrls, \
          current_setting('server_version_num')::int4, current_setting('max_prepared_transactions')::int4, \
          EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql' AND has_language_privilege(oid, 'USAGE')) \
          FROM pg_roles WHERE rolname = session_user";
     let row = conn.exchange(EXCHANGE, conn.client.query_typed_one(ASK, &[])).await?;
     let user = &core.plan.user;
     let direct = core.plan.setup == Setup::Direct;
-    let (superuser, createrole, more, standby): (bool, bool, bool, bool) =
-        (row.get(0), row.get(1), row.get(2), row.get(3));
-    let (version, prepared, plpgsql): (i32, i32, bool) = (row.get(4), row.get(5), row.get(6));
+    let (superuser, createrole, more): (bool, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    let (version, prepared, plpgsql): (i32, i32, bool) = (row.get(3), row.get(4), row.get(5));
     if superuser {
         gaps.push(gap(
             "the broker's login is a superuser",
@@ -98,9 +100,6 @@ async fn broker(core: &Shared, conn: &Conn, gaps: &mut Vec<Gap>) -> Result<(), F
             false,
         )),
         _ => {}
-    }
-    if standby {
-        gaps.push(gap("this server is a standby", "nothing can be minted or ended", "set host to the primary", true));
     }
     if version < VERSION_MIN {
         gaps.push(gap("PostgreSQL is older than 14", "the statements don't exist there", "upgrade the server", true));
@@ -206,6 +205,67 @@ async fn groups(core: &Shared, conn: &Conn, gaps: &mut Vec<Gap>) -> Result<(), F
         }
     }
     Ok(())
+}
+
+/// Mints for each action and takes it back: what only the target knows (the functions' limits, rights over a group) shows here.
+async fn mints(core: &Shared, conn: &Conn, gaps: &mut Vec<Gap>) -> Result<(), Fail> {
+    let drawn = |e: scram::NoRandomness| Fail::Lost(e.to_string());
+    let verifier =
+        scram::draw_password().and_then(|p| scram::verifier(&p, core.plan.scram_iterations)).map_err(drawn)?;
+    let mut tried = BTreeSet::new();
+    for (resource, plan) in &core.plan.resources {
+        for (name, action) in &plan.actions {
+            let given = action.groups.iter().chain(action.tables.values().flatten());
+            let groups: BTreeSet<&str> = given.chain([&core.plan.connection_group]).map(Ident::as_str).collect();
+            if !tried.insert(groups.clone()) {
+                continue;
+            }
+            let input = json!({
+                "name": mint::draw_lease(&core.plan.prefix).map_err(drawn)?, "verifier": verifier, "lifetime_secs": 60,
+                "connection_limit": core.plan.connection_limit, "groups": groups,
+            });
+            conn.exchange(EXCHANGE, conn.client.batch_execute("BEGIN")).await?;
+            let minted = Op::Mint.run(core.plan.setup, conn, &input, EXCHANGE).await;
+            conn.exchange(EXCHANGE, conn.client.batch_execute("ROLLBACK")).await?;
+            match minted {
+                Ok(_) => {}
+                Err(e @ Fail::Refused { .. }) => gaps.push(gap(
+                    format!("the target refuses to mint {name} of {resource} (groups {groups:?}): {e}"),
+                    "it can be asked for and approved, and no credential comes out",
+                    mint_fix(core, &e, &groups),
+                    true,
+                )),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What helps against a refusal, by its code. Those that begin with CS are the functions' own.
+fn mint_fix(core: &Shared, refusal: &Fail, groups: &BTreeSet<&str>) -> String {
+    let quoted = |quote: fn(&str) -> String| groups.iter().map(|g| quote(g)).collect::<Vec<_>>();
+    match refusal.code().map(SqlState::code) {
+        Some("CS004") => format!("UPDATE countersign.setting SET prefix = {}", Literal(&core.plan.prefix)),
+        Some("CS005") => format!(
+            "INSERT INTO countersign.allowed_group VALUES {} ON CONFLICT DO NOTHING",
+            quoted(|g| format!("({})", Literal(g))).join(", ")
+        ),
+        Some("CS006") => {
+            "raise connections_max in countersign.setting, or lower the target's connection_limit".to_owned()
+        }
+        Some("42501") => format!(
+            "PostgreSQL 16 and later: GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE",
+            quoted(|g| Ident::new(g).map(|g| g.to_string()).unwrap_or_default()).join(", "),
+            if core.plan.setup == Setup::Functions {
+                "countersign_owner".to_owned()
+            } else {
+                core.plan.user.to_string()
+            },
+        ),
+        _ => "correct the groups that the action names in the catalogue, or what is wrong with them at the target"
+            .to_owned(),
+    }
 }
 
 async fn standbys(core: &Shared, gaps: &mut Vec<Gap>) {

@@ -1,4 +1,5 @@
 //! Endings: the order of steps, shared between all roles that are due together; what resists goes on alone (`alone.rs`).
+//! Every ending goes through one queue, however it was asked for: those that wait for a turn share the next statements.
 //!
 //! Order (guarantee 5 rests on it): groups and login are cut and committed → sessions terminated until two polls
 //! find none, on standbys too → prepared transactions → what it owned → the role → counts by OID.
@@ -14,9 +15,9 @@ use super::alone;
 use super::ending::Ending;
 use super::fail::Fail;
 use super::pool::Conn;
-use super::shared::{EXCHANGE, Shared};
+use super::shared::{EXCHANGE, MINT_SESSION, Shared, TURN};
 use super::steps::{TOGETHER_ROLES_MAX, cut, drop_roles, prove, silence};
-use crate::connector::{Gone, RevokeError};
+use crate::connector::{Gone, RevokeError, Settled};
 
 /// In shared statements nobody waits long for a lock that one saboteur holds.
 const LOCK_MS: u32 = 25;
@@ -45,45 +46,65 @@ impl Queue {
 
 /// Ends one role, in shared statements if others are due now, alone if it resists.
 pub async fn end(core: &Arc<Shared>, ending: Ending) -> Result<Gone, RevokeError> {
-    let (done, answer) = oneshot::channel();
-    core.queue.waiting.lock().push(Job { ending, done });
-    let leader = Arc::clone(core);
-    // A task of its own: whoever waits may be dropped, and the others' endings must not be dropped with it.
-    tokio::spawn(async move {
-        let Ok(_turn) = Arc::clone(&leader.queue.turns).acquire_owned().await else { return };
-        let jobs = {
-            let mut waiting = leader.queue.waiting.lock();
-            let count = waiting.len().min(TOGETHER_ROLES_MAX);
-            waiting.drain(..count).collect::<Vec<_>>()
-        };
-        let (endings, dones): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.ending, job.done)).unzip();
-        for (ending, done) in together(&leader, endings).await.into_iter().zip(dones) {
-            // Nobody waits any more: the ending is idempotent, the next attempt finds it done.
-            let _ = done.send(ending);
-        }
-    });
-    let ending = answer.await.map_err(|_| RevokeError::Retry { why: "the broker is shutting down".to_owned() })?;
-    finish(core, ending).await
+    let answer = enqueue(core, vec![ending]).pop();
+    finish(core, answer, TURN).await
 }
 
-/// Ends many at once.
-pub async fn end_all(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<Result<Gone, RevokeError>> {
-    let mut out = Vec::with_capacity(endings.len());
-    let mut endings = endings.into_iter();
-    loop {
-        let chunk: Vec<Ending> = endings.by_ref().take(TOGETHER_ROLES_MAX).collect();
-        if chunk.is_empty() {
-            return out;
-        }
-        let round = together(core, chunk).await;
-        out.extend(futures::future::join_all(round.into_iter().map(|ending| finish(core, ending))).await);
+/// Ends many at once, and tells of each by its place as soon as it is settled. One that resists goes on alone only if there is a turn
+/// for it right now: the caller's own turn must not wait for those of saboteurs.
+pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, settled: &Settled<'_>) {
+    let (places, endings): (Vec<usize>, Vec<Ending>) = endings.into_iter().unzip();
+    let answers = places.into_iter().zip(enqueue(core, endings));
+    let each =
+        answers.map(|(place, answer)| async move { settled(place, finish(core, Some(answer), Duration::ZERO).await) });
+    futures::future::join_all(each).await;
+}
+
+/// Puts them into the queue, with as many leaders as they need.
+fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<Ending>> {
+    let leaders = endings.len().div_ceil(TOGETHER_ROLES_MAX);
+    let (jobs, answers): (Vec<Job>, Vec<_>) = endings
+        .into_iter()
+        .map(|ending| {
+            let (done, answer) = oneshot::channel();
+            (Job { ending, done }, answer)
+        })
+        .unzip();
+    core.queue.waiting.lock().extend(jobs);
+    for _ in 0..leaders {
+        // A task of its own: whoever waits may be dropped, and the others' endings must not be dropped with it.
+        tokio::spawn(lead(Arc::clone(core)));
+    }
+    answers
+}
+
+/// Takes a turn, and with it everybody who waits.
+async fn lead(core: Arc<Shared>) {
+    let Ok(_turn) = Arc::clone(&core.queue.turns).acquire_owned().await else { return };
+    let jobs = {
+        let mut waiting = core.queue.waiting.lock();
+        let count = waiting.len().min(TOGETHER_ROLES_MAX);
+        waiting.drain(..count).collect::<Vec<_>>()
+    };
+    let (endings, dones): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.ending, job.done)).unzip();
+    for (ending, done) in together(&core, endings).await.into_iter().zip(dones) {
+        // Nobody waits any more: the ending is idempotent, the next attempt finds it done.
+        let _ = done.send(ending);
     }
 }
 
-async fn finish(core: &Shared, ending: Ending) -> Result<Gone, RevokeError> {
+async fn finish(
+    core: &Shared,
+    answer: Option<oneshot::Receiver<Ending>>,
+    patience: Duration,
+) -> Result<Gone, RevokeError> {
+    let retry = |why: String| RevokeError::Retry { why };
+    let stopping = || retry("the broker is shutting down".to_owned());
+    let ending = answer.ok_or_else(stopping)?.await.map_err(|_| stopping())?;
     match ending.gone() {
         Ok(gone) => Ok(gone),
-        Err(ending) => alone::end(core, *ending).await,
+        Err(ending) if ending.away => Err(retry(ending.stuck.unwrap_or_default())),
+        Err(ending) => alone::end(core, *ending, patience).await,
     }
 }
 
@@ -98,7 +119,7 @@ async fn together(core: &Shared, mut endings: Vec<Ending>) -> Vec<Ending> {
         for ending in endings.iter_mut().filter(|e| e.is_open() && !e.cut) {
             ending.stuck = Some(trouble.join("; "));
         }
-        silence(core, &conn, &mut endings, SILENCE).await?;
+        silence(core, &conn, &core.last, &mut endings, SILENCE).await?;
         standbys(core, &conn, &mut endings, SILENCE).await?;
         for left in leftovers(&conn, &endings).await? {
             // A clean lease owns nothing and holds nothing: only that is dropped in shared statements.
@@ -119,18 +140,20 @@ async fn together(core: &Shared, mut endings: Vec<Ending>) -> Vec<Ending> {
 
 /// Step 3 on every hot standby: sessions there outlive the role. Marks the moment when access is cut.
 pub async fn standbys(core: &Shared, primary: &Conn, endings: &mut [Ending], within: Duration) -> Result<(), Fail> {
-    for standby in &core.plan.standbys {
+    for (standby, last) in core.plan.standbys.iter().zip(&core.lasts) {
         let place = format!("standby {}:{}", standby.host, standby.port);
         let looked = async {
             let lsn = primary.client.query_typed_one("SELECT pg_current_wal_flush_lsn()::text", &[]);
             let lsn: String = primary.exchange(EXCHANGE, async { lsn.await?.try_get(0) }).await?;
             let conn = core.elsewhere(standby, core.plan.home.as_str()).await?;
             replayed(core, &conn, &lsn).await?;
-            silence(core, &conn, endings, within).await
+            last.soon(MINT_SESSION);
+            silence(core, &conn, last, endings, within).await
         };
         if let Err(e) = looked.await {
             for ending in endings.iter_mut().filter(|e| e.is_open()) {
                 ending.stuck = Some(format!("{place}: {e}"));
+                ending.away = true;
             }
         }
     }

@@ -36,6 +36,10 @@ pub struct Ending {
     pub tally: Tally,
     /// Why it can't go on now.
     pub stuck: Option<String>,
+    /// True if what stands in the way is a server that can't be asked: nothing that is done to this role helps.
+    pub away: bool,
+    /// A role that was made so that what it owns can be dropped, until that is dropped itself.
+    pub way: Option<String>,
     /// The proof.
     pub proof: Option<String>,
 }
@@ -74,6 +78,8 @@ impl Ending {
             access_cut: None,
             tally: Tally::default(),
             stuck: None,
+            away: false,
+            way: None,
             proof: None,
         }
     }
@@ -93,6 +99,7 @@ impl Ending {
         self.cut = false;
         self.quiet_for = None;
         self.stuck = None;
+        self.away = false;
     }
 
     /// What the journal gets, once there is proof.

@@ -6,7 +6,7 @@ use tokio_postgres::error::{DbError, SqlState};
 const MESSAGE_CHARS_MAX: usize = 300;
 
 /// A statement or a connection that failed. Never holds a secret: secrets are in no statement.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Fail {
     /// No connection: nothing was sent.
     #[error("can't connect to PostgreSQL at {place}: {why}")]

@@ -4,6 +4,9 @@
 //! cached. So this session stays inside a transaction that holds those (ACCESS SHARE) locks already. It holds no snapshot: it
 //! delays no VACUUM, only VACUUM FULL and REINDEX of those two catalogues.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use tokio::sync::Mutex;
 use tokio_postgres::Statement;
 
@@ -24,28 +27,71 @@ const HOLD: &str = "SET idle_in_transaction_session_timeout = 0; BEGIN READ ONLY
 pub struct LastResort {
     dial: Dial,
     held: Mutex<Option<(Conn, Statement)>>,
+    /// One attempt to make it at a time, with when and why the last one failed: who waited for it takes its answer.
+    making: Mutex<Option<(Instant, Fail)>>,
 }
 
 impl LastResort {
     /// Nothing is connected yet.
     pub fn new(dial: Dial) -> Self {
-        Self { dial, held: Mutex::new(None) }
+        Self { dial, held: Mutex::new(None), making: Mutex::new(None) }
     }
 
     /// Makes sure that the session is there. Before each mint: what can't be ended is not made.
-    pub async fn ready(&self) -> Result<(), Fail> {
-        let mut held = self.held.lock().await;
-        if held.as_ref().is_some_and(|(conn, _)| !conn.client.is_closed()) {
+    pub async fn ready(&self, within: Duration) -> Result<(), Fail> {
+        tokio::time::timeout(within, self.make()).await.unwrap_or_else(|_| {
+            Err(Fail::Unreachable {
+                place: self.dial.place(),
+                why: format!("no standing session within {} s", within.as_secs()),
+                code: None,
+            })
+        })
+    }
+
+    /// The same, without waiting: where a session may be needed later and nothing depends on it now.
+    pub fn soon(self: &Arc<Self>, within: Duration) {
+        let last = Arc::clone(self);
+        tokio::spawn(async move {
+            // Whoever needs it says what is wrong with that server.
+            let _ = last.ready(within).await;
+        });
+    }
+
+    async fn is_held(&self) -> bool {
+        self.held.lock().await.as_ref().is_some_and(|(conn, _)| !conn.client.is_closed())
+    }
+
+    async fn make(&self) -> Result<(), Fail> {
+        if self.is_held().await {
             return Ok(());
         }
-        *held = None;
+        let asked = Instant::now();
+        let mut making = self.making.lock().await;
+        if self.is_held().await {
+            return Ok(());
+        }
+        if let Some((_, fail)) = making.as_ref().filter(|(at, _)| *at >= asked) {
+            return Err(fail.clone());
+        }
+        match self.connect().await {
+            Ok(session) => {
+                *self.held.lock().await = Some(session);
+                Ok(())
+            }
+            Err(fail) => {
+                *making = Some((Instant::now(), fail.clone()));
+                Err(fail)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(Conn, Statement), Fail> {
         let conn = self.dial.connect().await?;
         conn.exchange(EXCHANGE, conn.client.batch_execute(HOLD)).await?;
         let terminate = conn.exchange(EXCHANGE, conn.client.prepare(TERMINATE)).await?;
         // Once for nobody: everything that the real one needs has been looked up.
         conn.exchange(EXCHANGE, conn.client.query(&terminate, &[&Vec::<u32>::new()])).await?;
-        *held = Some((conn, terminate));
-        Ok(())
+        Ok((conn, terminate))
     }
 
     /// Terminates every visible session of these roles.

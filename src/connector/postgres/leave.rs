@@ -13,6 +13,7 @@ use super::fail::Fail;
 use super::ident::Ident;
 use super::op::Op;
 use super::pool::{Conn, DROP_TIMEOUT};
+use super::reach::make_way;
 use super::shared::{EXCHANGE, Shared, TURN};
 
 /// Objects dropped in one transaction, at first; halved while the lock table is full.
@@ -74,7 +75,6 @@ pub async fn drop_owned(
     if owned > 0 {
         ending.tally.owned_in.insert(database.to_owned());
     }
-    let mut lent = false;
     let drop_owned = format!("DROP OWNED BY {role} CASCADE");
     let mut batch = BATCH;
     loop {
@@ -85,9 +85,11 @@ pub async fn drop_owned(
         match done {
             Ok(()) => break,
             Err(e) if e.code() == Some(&SqlState::OUT_OF_MEMORY) || e.code() == Some(&SqlState::QUERY_CANCELED) => {
-                if !lent {
-                    lent = true;
-                    lend(core, ending).await?;
+                if ending.way.is_none() {
+                    let groups: Vec<&str> = core.plan.all_groups().iter().map(|g| g.as_str()).collect();
+                    let home = core.ends.get(TURN).await?;
+                    // DROP resolves names with the rights of who runs it. Whatever ends this, its caller drops the way again.
+                    ending.way = Some(make_way(core, &home, &groups).await?);
                 }
                 if !shed(core, conn, ending, &mut batch).await? {
                     return Err(e);
@@ -98,14 +100,6 @@ pub async fn drop_owned(
     }
     ending.tally.owned += owned.saturating_sub(count_owned(conn, oid).await?);
     take_back(conn, role, oid).await
-}
-
-/// The groups that any lease of this target may have had, given to the role that is cut and silent.
-async fn lend(core: &Shared, ending: &Ending) -> Result<(), Fail> {
-    let groups: Vec<&str> = core.plan.all_groups().iter().map(|g| g.as_str()).collect();
-    let conn = core.ends.get(TURN).await?;
-    let input = json!({ "name": ending.name, "groups": groups });
-    Op::Lend.run(core.plan.setup, &conn, &input, EXCHANGE).await.map(drop)
 }
 
 /// Drops batches until nothing more can be dropped one by one. False if there was nothing to drop.

@@ -15,10 +15,12 @@ mod leave;
 mod mint;
 mod op;
 mod pool;
+mod reach;
 mod scram;
 mod settings;
 mod settings_check;
 mod shared;
+mod spares;
 mod steps;
 mod tls;
 
@@ -34,7 +36,7 @@ use self::ending::Ending;
 use self::op::Op;
 use self::shared::{EXCHANGE, MINT_DEADLINE, Shared, TURN};
 use super::{
-    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError,
+    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError, Settled,
     SweepError,
 };
 use crate::config::{Problem, Resource, Target};
@@ -112,6 +114,11 @@ impl Connector for PostgresConnector {
         })
     }
 
+    /// The server counts `VALID UNTIL` on its own clock, and no ending rests on it.
+    fn counts_on_wall_clock(&self) -> bool {
+        false
+    }
+
     async fn mint(
         &self,
         intent: &LeaseIntent,
@@ -129,26 +136,31 @@ impl Connector for PostgresConnector {
         end::end(&self.core, self.ending(lease)?).await
     }
 
-    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp) -> Vec<Result<Gone, RevokeError>> {
-        let (mut endings, mut foreign) = (Vec::new(), Vec::new());
-        for (i, lease) in leases.iter().enumerate() {
+    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp, settled: &Settled<'_>) {
+        let mut endings = Vec::with_capacity(leases.len());
+        for (place, lease) in leases.iter().enumerate() {
             match self.ending(lease) {
-                Ok(ending) => endings.push(ending),
-                Err(e) => foreign.push((i, e)),
+                Ok(ending) => endings.push((place, ending)),
+                Err(foreign) => settled(place, Err(foreign)),
             }
         }
-        let mut out = end::end_all(&self.core, endings).await;
-        for (i, e) in foreign {
-            out.insert(i, Err(e));
-        }
-        out
+        end::end_all(&self.core, endings, settled).await;
     }
 
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
         let prefix = self.core.plan.prefix.as_str();
-        // A name that begins like ours and can't be ours (capitals, quotes) is the operator's business.
+        // A name that begins like ours and has another form is the operator's business.
         let ours = self.roles(prefix).await?.into_iter().filter(|(_, name)| mint::is_ours(name, prefix));
         Ok(ours.map(|(oid, name)| Found { name, handle: ending::handle(oid) }).collect())
+    }
+
+    fn ends_by_prefix(&self) -> Result<(), String> {
+        match self.core.plan.setup {
+            settings::Setup::Direct => Ok(()),
+            settings::Setup::Functions => Err("with setup = \"functions\" the broker may end roles of its own prefix only: take \
+                 `postgres_target` away (what a crash leaves then lives until VALID UNTIL), or name a target with setup = \"direct\""
+                .to_owned()),
+        }
     }
 
     async fn sweep_prefix(&self, prefix: &str) -> Result<Vec<Found>, SweepError> {
@@ -159,6 +171,12 @@ impl Connector for PostgresConnector {
         }
         // All of them, whatever else is in the name: what is not listed would count as gone.
         let roles = self.roles(prefix).await?;
+        if roles.len() >= usize::try_from(SWEEP_MAX).unwrap_or(usize::MAX) {
+            return Err(SweepError(format!(
+                "{SWEEP_MAX} roles or more at {} begin with {prefix:?}: more than a sweep lists; drop those that nobody needs",
+                self.core.plan.target
+            )));
+        }
         Ok(roles.into_iter().map(|(oid, name)| Found { name, handle: ending::foreign_handle(oid, prefix) }).collect())
     }
 
@@ -197,14 +215,15 @@ impl PostgresConnector {
         Ok(Ending::new(&lease.intent.name, lease.handle.as_ref(), lease.was_seen_live()))
     }
 
-    /// The last guard before anything is dropped: no role without our prefix, whatever the journal says.
+    /// The last guard before anything is dropped: no role of another form than ours, whatever the journal says.
     fn is_ours(&self, name: &str) -> Result<(), RevokeError> {
         if mint::is_ours(name, &self.core.plan.prefix) {
             return Ok(());
         }
         Err(RevokeError::Retry {
             why: format!(
-                "{name:?} does not begin with {:?}: it was minted under another name prefix; set that one back until it has ended",
+                "{name:?} is no name of a lease with the prefix {:?}: it was minted under another `name_prefix`; set that one back until \
+                 it has ended",
                 self.core.plan.prefix
             ),
         })

@@ -20,10 +20,8 @@ pub enum Op {
     Cut,
     /// Drops it with what it owns here.
     Drop,
-    /// Makes the broker a member of it in a way that nobody can block.
+    /// Makes the broker a member of it, or of groups, in a way that nobody can block.
     Reach,
-    /// Gives a role that can't log in any more its groups back, to drop what it owns one by one.
-    Lend,
     /// Terminates its sessions. Needs no rights but membership.
     Hush,
     /// Drops some of what it owns here. Needs no rights but membership.
@@ -32,7 +30,7 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Mint, Self::Cut, Self::Drop, Self::Reach, Self::Lend, Self::Hush, Self::Shed];
+    pub const ALL: [Self; 6] = [Self::Mint, Self::Cut, Self::Drop, Self::Reach, Self::Hush, Self::Shed];
 
     /// Its name as a function of the operator's.
     pub const fn name(self) -> &'static str {
@@ -41,7 +39,6 @@ impl Op {
             Self::Cut => "cut",
             Self::Drop => "drop",
             Self::Reach => "reach",
-            Self::Lend => "lend",
             Self::Hush => "hush",
             Self::Shed => "shed",
         }
@@ -54,7 +51,6 @@ impl Op {
             Self::Cut => include_str!("sql/cut.sql"),
             Self::Drop => include_str!("sql/drop.sql"),
             Self::Reach => include_str!("sql/reach.sql"),
-            Self::Lend => include_str!("sql/lend.sql"),
             Self::Hush => include_str!("sql/hush.sql"),
             Self::Shed => include_str!("sql/shed.sql"),
         }
@@ -62,7 +58,7 @@ impl Op {
 
     /// True if the broker's login needs more than membership in the lease.
     pub const fn needs_rights(self) -> bool {
-        matches!(self, Self::Mint | Self::Cut | Self::Drop | Self::Reach | Self::Lend)
+        matches!(self, Self::Mint | Self::Cut | Self::Drop | Self::Reach)
     }
 
     /// Does it. The input goes in as hex digits or as a parameter, so nothing in it can become SQL.

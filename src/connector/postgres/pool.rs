@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
@@ -34,6 +35,8 @@ pub struct Dial {
     password: Option<SecretRef>,
     base: Arc<std::path::Path>,
     tls: Option<super::tls::MakeTls>,
+    /// For the primary: a server in recovery knows less than there is, and its "gone" would prove nothing.
+    writes: bool,
 }
 
 impl Dial {
@@ -46,6 +49,7 @@ impl Dial {
             password: plan.password.clone(),
             base: Arc::clone(base),
             tls: plan.tls.clone(),
+            writes: *server == plan.primary,
         }
     }
 
@@ -61,6 +65,9 @@ impl Dial {
         config.host(&self.server.host).port(self.server.port).user(&self.user).dbname(&self.database);
         config.application_name("countersign").connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(UNANSWERED);
         config.keepalives_idle(Duration::from_secs(30));
+        if self.writes {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         if let Some(reference) = &self.password {
             config.password(reference.read(&self.base).map_err(|e| refuse(e.to_string()))?.expose());
         }

@@ -14,6 +14,7 @@ use super::fail::Fail;
 use super::last::LastResort;
 use super::pool::{CONNECT_TIMEOUT, Dial, Lent, Pool, STATEMENT_TIMEOUT, UNANSWERED};
 use super::settings::{Plan, Standby};
+use super::spares::Spares;
 use crate::time::Clock;
 
 /// Mints at once; more wait.
@@ -44,10 +45,14 @@ pub struct Shared {
     pub plan: Plan,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Passwords made ahead.
+    pub spares: Arc<Spares>,
     /// Sessions that mint.
     pub mints: Arc<Pool>,
     /// The session that ends leases when nothing else works.
-    pub last: LastResort,
+    pub last: Arc<LastResort>,
+    /// The same at each standby, in their order.
+    pub lasts: Vec<Arc<LastResort>>,
     /// Sessions that end.
     pub ends: Arc<Pool>,
     /// Sessions that look for what stands in the way.
@@ -67,7 +72,11 @@ impl Shared {
         let dial = || Dial::new(&plan, &base, &plan.primary, plan.home.as_str());
         let home = |max| Pool::new(dial(), max);
         Self {
-            last: LastResort::new(dial()),
+            last: Arc::new(LastResort::new(dial())),
+            lasts: (plan.standbys.iter())
+                .map(|standby| Arc::new(LastResort::new(Dial::new(&plan, &base, standby, plan.home.as_str()))))
+                .collect(),
+            spares: Spares::new(plan.scram_iterations),
             mints: home(MINTS_MAX),
             ends: home(ENDS_MAX),
             watch: home(ALONE_MAX),

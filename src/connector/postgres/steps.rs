@@ -9,9 +9,10 @@ use tokio_postgres::error::SqlState;
 
 use super::ending::Ending;
 use super::fail::Fail;
+use super::last::LastResort;
 use super::op::Op;
 use super::pool::Conn;
-use super::scram::draw_tag;
+use super::reach::make_way;
 use super::shared::{EXCHANGE, Shared};
 
 /// Least time between the two polls that must both find nothing.
@@ -56,7 +57,14 @@ pub async fn cut(core: &Shared, conn: &Conn, endings: &mut [Ending], lock_ms: u3
 }
 
 /// Step 3: terminates every session of the roles, the hidden ones too, until two polls in a row find none.
-pub async fn silence(core: &Shared, conn: &Conn, endings: &mut [Ending], within: Duration) -> Result<(), Fail> {
+/// `last` is the standing session at the same server.
+pub async fn silence(
+    core: &Shared,
+    conn: &Conn,
+    last: &LastResort,
+    endings: &mut [Ending],
+    within: Duration,
+) -> Result<(), Fail> {
     let began = Instant::now();
     let mut strangers: BTreeSet<i32> = BTreeSet::new();
     let mut empty_since: HashMap<usize, Instant> = HashMap::new();
@@ -71,7 +79,7 @@ pub async fn silence(core: &Shared, conn: &Conn, endings: &mut [Ending], within:
         let (locks, activity) = match polled.await {
             Err(e) if e.code() == Some(&SqlState::OUT_OF_MEMORY) && began.elapsed() < within => {
                 // The lock table is full: once the sessions that fill it are gone, all goes its way again.
-                core.last.terminate(endings).await?;
+                last.terminate(endings).await?;
                 core.clock.sleep(PAUSE_MAX).await;
                 continue;
             }
@@ -111,7 +119,7 @@ pub async fn silence(core: &Shared, conn: &Conn, endings: &mut [Ending], within:
             endings[*i].quiet_for = quiet;
             quiet.is_none()
         });
-        terminate(core, conn, endings, &visible).await?;
+        terminate(core, conn, last, endings, &visible).await?;
         waiting.retain(|i| endings[*i].stuck.is_none());
         if began.elapsed() >= within {
             for i in &waiting {
@@ -140,15 +148,19 @@ async fn hush_hidden(
     hidden: &[i32],
 ) -> Result<HashMap<usize, Vec<i32>>, Fail> {
     let mut found = HashMap::new();
-    if hidden.is_empty() {
+    let asked: Vec<usize> = waiting.iter().copied().filter(|i| endings[*i].present).collect();
+    if hidden.is_empty() || asked.is_empty() {
         return Ok(found);
     }
-    for &i in waiting {
-        if !endings[i].present {
-            continue;
-        }
-        // As member of the role; if the lease has taken that from the broker, through a role that it can't see.
-        let mut killed = hush(core, conn, &endings[i].name, hidden, false).await;
+    // As member of each role; if that was taken from the broker, through a role that nobody can see.
+    let roles: Vec<Value> = asked.iter().map(|i| json!({ "name": endings[*i].name })).collect();
+    let input = json!({ "roles": roles, "pids": hidden });
+    let out = match Op::Hush.run(core.plan.setup, conn, &input, EXCHANGE).await {
+        Err(e @ Fail::Lost(_)) => return Err(e),
+        out => out.unwrap_or_default(),
+    };
+    for i in asked {
+        let mut killed = killed(&out, &endings[i].name);
         if killed.is_err() {
             killed = hush(core, conn, &endings[i].name, hidden, true).await;
         }
@@ -169,6 +181,7 @@ async fn hush_hidden(
 async fn terminate(
     core: &Shared,
     conn: &Conn,
+    last: &LastResort,
     endings: &mut [Ending],
     visible: &HashMap<usize, Vec<i32>>,
 ) -> Result<(), Fail> {
@@ -181,7 +194,7 @@ async fn terminate(
     let sent = conn.ask(TERMINATE, &[&oids]).await;
     match sent {
         Ok(_) => return Ok(()),
-        Err(e) if e.code() == Some(&SqlState::OUT_OF_MEMORY) => return core.last.terminate(endings).await,
+        Err(e) if e.code() == Some(&SqlState::OUT_OF_MEMORY) => return last.terminate(endings).await,
         Err(e @ Fail::Lost(_)) => return Err(e),
         Err(_) => {}
     }
@@ -211,26 +224,25 @@ async fn terminate(
 /// Terminates those of the processes that belong to the role; says which. `reach`: through a role made for this
 /// purpose alone and rolled back, which no lock and no REVOKE of a lease can be in the way of.
 pub async fn hush(core: &Shared, conn: &Conn, name: &str, pids: &[i32], reach: bool) -> Result<Vec<i32>, Fail> {
-    let input = |pid: &[i32]| json!({ "roles": [{ "name": name }], "pids": pid });
+    let input = json!({ "roles": [{ "name": name }], "pids": pids });
     let setup = core.plan.setup;
     if reach {
-        let tag = draw_tag().map_err(|e| Fail::Lost(e.to_string()))?;
-        let through = json!({ "name": name, "reach": format!("{}reach_{tag}", core.plan.prefix) });
         conn.exchange(EXCHANGE, conn.client.batch_execute("BEGIN")).await?;
-        let mut done = Op::Reach.run(setup, conn, &through, EXCHANGE).await;
-        if done.is_ok() {
-            done = Op::Hush.run(setup, conn, &input(pids), EXCHANGE).await;
-        }
+        let done = match make_way(core, conn, &[name]).await {
+            Ok(_) => Op::Hush.run(setup, conn, &input, EXCHANGE).await,
+            Err(e) => Err(e),
+        };
         if conn.exchange(EXCHANGE, conn.client.batch_execute("ROLLBACK")).await.is_err() {
             conn.discard();
         }
         return killed(&done?, name);
     }
-    killed(&Op::Hush.run(setup, conn, &input(pids), EXCHANGE).await?, name)
+    killed(&Op::Hush.run(setup, conn, &input, EXCHANGE).await?, name)
 }
 
 fn killed(out: &Value, name: &str) -> Result<Vec<i32>, Fail> {
-    let answer = answer_for(out, name).unwrap_or(&Value::Null);
+    let none = json!({ "error": { "at": "terminate", "message": "the target gave no answer for this role" } });
+    let answer = answer_for(out, name).unwrap_or(&none);
     if !answer["error"].is_null() {
         return Err(Fail::Refused { code: SqlState::INSUFFICIENT_PRIVILEGE, message: error_text(&answer["error"]) });
     }
@@ -263,7 +275,8 @@ const PROOF: &str = "SELECT t.i, (SELECT count(*) FROM pg_roles WHERE oid = t.o 
      (SELECT count(*) FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = t.o), \
      (SELECT count(*) FROM pg_auth_members WHERE t.o IN (roleid, member, grantor)), \
      (SELECT count(*) FROM pg_db_role_setting WHERE setrole = t.o), \
-     (SELECT count(*) FROM pg_prepared_xact() AS p(xid, gid, prepared, ownerid, dbid) WHERE p.ownerid = t.o) \
+     (SELECT count(*) FROM pg_prepared_xact() AS p(xid, gid, prepared, ownerid, dbid) WHERE p.ownerid = t.o), \
+     pg_is_in_recovery() \
      FROM unnest($1::int4[], $2::oid[], $3::text[]) AS t(i, o, n)";
 
 /// Step 7: the evidence (guarantee 5): every count is zero, by the saved OID, after two empty polls.
@@ -289,6 +302,12 @@ pub async fn prove(core: &Shared, conn: &Conn, endings: &mut [Ending]) -> Result
             continue;
         };
         let counts: Vec<(&str, i64)> = COUNTED.iter().enumerate().map(|(i, what)| (*what, row.get(i + 1))).collect();
+        if row.get(COUNTED.len() + 1) {
+            // What a standby doesn't know (yet) may be live at the primary.
+            ending.stuck =
+                Some("this server is in recovery, so what it lacks proves nothing: set host to the primary".to_owned());
+            continue;
+        }
         let left: Vec<String> = counts.iter().filter(|(_, n)| *n != 0).map(|(what, n)| format!("{what} {n}")).collect();
         if !left.is_empty() {
             ending.stuck = Some(format!("something of it is left at the target: {}", left.join(", ")));
