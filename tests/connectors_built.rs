@@ -82,6 +82,15 @@ fn a_postgres_target_that_is_none_and_a_kind_that_there_is_not_are_said() {
     assert!(said.iter().any(|p| p.contains("token") && p.contains("postgres")), "{said:#?}");
 }
 
+/// The functions know one prefix: users of a Vault's could be found and never ended.
+#[test]
+fn a_vault_whose_users_could_not_be_ended_is_refused() {
+    let example = Example::new();
+    example.replace("catalogue.toml", "connection_limit = 5", "connection_limit = 5\nsetup = \"functions\"");
+    let said = problems(&example);
+    assert!(said.iter().any(|p| p.starts_with("target openbao, postgres_target: with setup")), "{said:#?}");
+}
+
 #[test]
 fn assertions_have_an_issuer_of_their_own() {
     assert_eq!(assertion_issuer("https://broker.corp:8443/"), "https://broker.corp:8443/assertions");

@@ -117,8 +117,7 @@ async fn killed_while_leases_exist_that_only_their_accessors_tell_of() {
         }
     });
     serving.up().await;
-    let issuer = format!("{}/assertions", serving.agent_url());
-    bao.log_in_by(&serving.assertion_key_pem().await, &issuer, "", "").await;
+    bao.log_in_by_broker(&serving.agent_url(), &serving.file("ca.pem"), "").await;
     serving.stop().await;
     bao.database(&db, ROLE, 600, "csv_").await;
     let lines = |fence: &str| {
@@ -132,6 +131,16 @@ async fn killed_while_leases_exist_that_only_their_accessors_tell_of() {
     let their_lease = text(&theirs["lease_id"]);
     let their_login = (text(&theirs["data"]["username"]), text(&theirs["data"]["password"]));
     let their_session = db.connect(&their_login.0, &their_login.1).await.unwrap();
+
+    // And one of the broker's own, of the very role that is swept: it is somebody's, all the time.
+    serving.up().await;
+    let keeper = serving.agent("keeper");
+    let kept_grant = keeper.asked("T-kept", 1800, want()).await;
+    let kept = keeper.collected(&kept_grant).await;
+    let kept_lease = text(&kept["public"]["lease_id"]);
+    let kept_login = (text(&kept["public"]["username"]), text(&kept["secret"]["password"]));
+    let kept_session = db.connect(&kept_login.0, &kept_login.1).await.unwrap();
+    serving.kill();
 
     let (kills, mut caught, mut without_lease, mut found, mut round) = (kills(), 0, 0, 0, 0);
     let (mut users_seen, mut leases_seen) = (BTreeSet::new(), BTreeSet::new());
@@ -195,7 +204,7 @@ async fn killed_while_leases_exist_that_only_their_accessors_tell_of() {
     gate.open();
     serving.up().await;
     let waited = until("nothing of ours is left", Duration::from_secs(60), async || {
-        users(&admin).await.is_empty() && leases(&bao).await.is_empty()
+        users(&admin).await.iter().eq([&kept_login.0]) && leases(&bao).await.iter().eq([&kept_lease])
     })
     .await;
     eprintln!("OpenBao: nothing left {} s after the last start", waited.as_secs());
@@ -203,6 +212,11 @@ async fn killed_while_leases_exist_that_only_their_accessors_tell_of() {
     assert!(bao.is_lease(&their_lease).await, "somebody else's lease on the same mount lives");
     assert_eq!(their_session.query("SELECT 1", &[]).await.unwrap().len(), 1, "and so does its session");
     db.connect(&their_login.0, &their_login.1).await.unwrap();
+    assert_eq!(kept_session.query("SELECT 1", &[]).await.unwrap().len(), 1, "what an agent held all the time works");
+    db.connect(&kept_login.0, &kept_login.1).await.unwrap();
+    let state = &serving.record().grant(&kept_grant).leases.values().next().unwrap().state.clone();
+    assert!(matches!(state, LeaseState::Live { released_at: Some(_), .. }), "{state:?}");
+    keeper.complete(&kept_grant).await;
 
     // The broker goes on, and its record says what happened to each.
     let agent = serving.agent("a0");
@@ -233,7 +247,8 @@ async fn killed_while_leases_exist_that_only_their_accessors_tell_of() {
             other => panic!("{}: {other:?}", lease.intent.name),
         }
     }
-    assert_eq!(revoked, 1, "the one that was handed over");
+    assert_eq!(revoked, 2, "those that were handed over");
+    assert!(kept_session.is_closed(), "and the one that was completed is cut");
     let Report::Verified(verified) = serving.verified() else { panic!("{:?}", serving.verified()) };
     assert!(verified.closed && verified.signatures_checked);
 }

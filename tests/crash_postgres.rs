@@ -15,6 +15,7 @@ use broker::{PREFIX, Serving, Setup, until};
 use countersign::audit::verify::Report;
 use countersign::core::event::BrokerEvent;
 use countersign::core::lease::{Absence, LeaseState};
+use countersign::keys::{NameKey, NamePrefix};
 use gate::Gate;
 use postgres::Cluster;
 use serde_json::{Value, json};
@@ -162,7 +163,8 @@ async fn killed_while_roles_exist_that_only_their_intents_tell_of() {
     assert_eq!(lookalike.len(), 1);
 
     // What looks like ours and has no lease is ended by a sweep, and told.
-    let orphan = format!("{PREFIX}orphan");
+    let prefix = NamePrefix::new(PREFIX.trim_end_matches('_')).unwrap();
+    let orphan = NameKey::from_bytes(&[7; 32]).name(&prefix, &[b"orphan"]);
     admin.batch_execute(&format!("CREATE ROLE {orphan} LOGIN")).await.unwrap();
     until("the orphan is ended and told", Duration::from_secs(20), async || {
         let told = serving.record().broker;

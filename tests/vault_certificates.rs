@@ -117,6 +117,51 @@ async fn a_certificate_is_issued_for_the_approved_names_and_revoked_at_the_ca() 
 }
 
 #[tokio::test]
+async fn a_certificate_with_a_lease_that_nobody_declared_is_ended_with_its_token() {
+    let Some(bao) = OpenBao::start("vault_certificates: undeclared lease", 2).await else { return };
+    let signer = Arc::new(Es256::new(ISSUER));
+    let mint_too = "path \"pki/issue/undeclared\" { capabilities = [\"update\"] }\n";
+    // The janitor may read the role, and has no right on its leases.
+    bao.log_in_by(
+        &signer.public_pem,
+        ISSUER,
+        mint_too,
+        "path \"pki/roles/undeclared\" { capabilities = [\"read\"] }\n",
+    )
+    .await;
+    bao.pki(&[("undeclared", json!({ "generate_lease": true })), ("agents", json!({}))]).await;
+    let resources = [
+        resource("ca/undeclared", &pki("undeclared", "common_name = \"a.svc.test\""), ""),
+        resource("ca/plain", &pki("agents", "common_name = \"a.svc.test\"\ngenerate_lease = true"), ""),
+    ];
+    let c = connect(&target(&bao.address(), ""), &resources, &signer, &Arc::default(), None).unwrap();
+    for (name, leased) in [("ca/undeclared", true), ("ca/plain", false)] {
+        let i = intent(name, &[], 120, 0);
+        let Err(MintError::Unknown { why, handle: Some(handle) }) = mint(&c, &i).await else {
+            panic!("{name}: released")
+        };
+        assert!(why.contains(&format!("the role has generate_lease={leased}")), "{why}");
+        let (serial, accessor) = (handle["serial"].as_str().unwrap().to_owned(), handle["accessor"].clone());
+        assert_eq!((revocation_time(&bao, &serial).await, handle["lease_id"].is_string()), (Some(0), leased));
+        let gone = c.revoke_unknown(&unknown(&i, Some(handle.clone())), &BTreeSet::new(), now()).await.unwrap();
+        assert!(said(&gone).contains("shows revocation_time"), "{gone:?}");
+        assert_eq!(said(&gone).contains("ends with its token"), leased, "{gone:?}");
+        assert!(revocation_time(&bao, &serial).await.unwrap() > 0);
+        let start = Instant::now();
+        let left = async || {
+            let token = bao.call("PUT", "auth/token/lookup-accessor", json!({ "accessor": accessor })).await.0 == 200;
+            token || leased && bao.is_lease(handle["lease_id"].as_str().unwrap()).await
+        };
+        while left().await {
+            assert!(start.elapsed() < Duration::from_secs(10), "{name}: its token or its lease lives");
+        }
+    }
+    let gaps = c.check().await.unwrap();
+    let lease = gaps.iter().filter(|g| g.fatal && g.what.contains("generate_lease of pki/roles/"));
+    assert_eq!(lease.count(), 2, "{gaps:?}");
+}
+
+#[tokio::test]
 async fn names_beyond_the_role_or_the_permission_are_refused_with_nothing_left() {
     let Some(ca) = start("vault_certificates: refused names").await else { return };
     let c = &ca.connector;

@@ -1,5 +1,7 @@
 //! database/creds on a real OpenBao and a real PostgreSQL: made, used, ended with proof.
 
+#[path = "support/end_all.rs"]
+mod end_all;
 #[path = "support/openbao.rs"]
 mod openbao;
 #[path = "support/vault_world.rs"]
@@ -8,6 +10,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use countersign::connector::{Connector, RevocabilityMode};
+use end_all::end_all;
 use world::*;
 
 const LEASE_PATH: &str = "database/creds/billing-ro";
@@ -109,7 +112,7 @@ async fn two_leases_of_one_role_are_independent_and_many_end_together() {
         leases.push(live(&i, &minted));
     }
     let survivor = leases.pop().unwrap();
-    for result in c.revoke_all(&leases, now()).await {
+    for result in end_all(&c, &leases, now()).await {
         said(&result.unwrap());
     }
     let user = survivor.handle.as_ref().unwrap()["username"].as_str().unwrap().to_owned();
@@ -155,7 +158,32 @@ async fn what_comes_back_wrong_is_not_released_and_can_be_ended() {
 }
 
 #[tokio::test]
-async fn config_check_tries_the_cut_and_only_then_it_is_immediate() {
+async fn a_user_that_keeps_its_own_role_locked_does_not_hold_up_its_end() {
+    let Some(w) = World::start("vault_database: own role locked").await else { return };
+    let c = w.billing("", None);
+    let i = intent("bao/billing", &[], 300, 0);
+    let minted = mint(&c, &i).await.unwrap();
+    let user = minted.credential.public["username"].clone();
+    let session = w.db.connect(&user, minted.credential.secret["password"].expose()).await.unwrap();
+    session.batch_execute("BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'mine'").await.unwrap();
+    // It does hold the role: nobody else changes it meanwhile.
+    let admin = w.db.admin().await;
+    let blocked = admin.batch_execute(&format!("SET lock_timeout = '100ms'; ALTER ROLE \"{user}\" NOLOGIN")).await;
+    assert_eq!(blocked.unwrap_err().code(), Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE));
+
+    let start = Instant::now();
+    let gone = c.revoke(&live(&i, &minted), now()).await.unwrap();
+    let took = start.elapsed();
+    eprintln!("ended in {took:?} while it held its role");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(said(&gone).contains("revoked with sync"), "{gone:?}");
+    assert!(session.query_one("SELECT 1", &[]).await.is_err(), "the session is closed");
+    assert!(w.db.users("csv_").await.is_empty());
+    assert!(w.db.connect(&user, "mine").await.is_err());
+}
+
+#[tokio::test]
+async fn config_check_tries_the_cut_and_says_what_makes_it_immediate() {
     let Some(w) = World::start("vault_database: check").await else { return };
     let connection =
         format!("connection = {{ host = \"127.0.0.1\", port = \"{}\", dbname = \"postgres\" }}", w.db.port);
@@ -168,13 +196,32 @@ async fn config_check_tries_the_cut_and_only_then_it_is_immediate() {
         "{}",
         before.says
     );
-    assert_eq!(c.check().await.unwrap(), []);
-    let after = c.revocability(&permission, 300);
-    assert_eq!((after.mode, after.residual_secs), (RevocabilityMode::Immediate, 0));
+    let gaps = c.check().await.unwrap();
+    assert!(gaps.len() == 1 && !gaps[0].fatal && gaps[0].what.contains("tried just now"), "{gaps:?}");
     assert!(
         w.db.users("csv_").await.is_empty() && w.bao.leases(LEASE_PATH).await.is_empty(),
         "the trial left something"
     );
+    assert_eq!(c.revocability(&permission, 300).mode, RevocabilityMode::NewUseOnly, "the catalogue decides");
+
+    // What it said, put into the catalogue.
+    let tried = gaps[0].fix.clone();
+    let c = w.billing(&format!("revocation_cuts_sessions = true\n{tried}\n{connection}"), None);
+    assert_eq!(c.check().await.unwrap(), []);
+    c.sweep().await.unwrap();
+    let after = c.revocability(&permission, 300);
+    assert_eq!((after.mode, after.residual_secs), (RevocabilityMode::Immediate, 0));
+
+    // The role changes: from the next sweep on it isn't claimed any more, until it is what was tried.
+    let lines = |fence: &str| openbao::doc(fence).lines().map(str::to_owned).collect::<Vec<_>>();
+    let old = ["DROP ROLE IF EXISTS \"{{name}}\"".to_owned()];
+    w.bao.database_role("billing-ro", 600, &lines("sql creation"), &old).await;
+    c.sweep().await.unwrap();
+    assert_eq!(c.revocability(&permission, 300).mode, RevocabilityMode::NewUseOnly);
+    assert!(c.check().await.unwrap().iter().any(|g| g.fatal && g.what.contains("could not be confirmed")));
+    w.bao.database_role("billing-ro", 500, &lines("sql creation"), &lines("sql revocation")).await;
+    c.sweep().await.unwrap();
+    assert_eq!(c.revocability(&permission, 300).mode, RevocabilityMode::Immediate);
 
     // The same role with OpenBao's default statements: the word in the catalogue is not believed.
     let creation = openbao::doc("sql creation");

@@ -41,6 +41,11 @@ fn cases() -> Vec<(&'static str, String, Vec<&'static str>)> {
             ],
         ),
         (
+            "tried",
+            format!("{DATABASE}\nrevocation_cuts_sessions = true\nrevocation_tried = \"{}\"", "0".repeat(64)),
+            vec!["The user is dropped and its sessions are cut when the grant ends (tried on this role)."],
+        ),
+        (
             "pooled",
             format!("{}\nsession_secs_max = 1800", DATABASE.replace("billing-ro", "pooled-ro")),
             vec!["Sessions that are open may go on, 30 minutes at most."],

@@ -28,7 +28,7 @@ name = "bao"
 kind = "vault"
 [target.settings]
 address = "@BAO@"
-mint_deadline_secs = 5
+mint_deadline_secs = 60
 skew_secs = 1
 [target.settings.auth]
 method = "jwt"
@@ -55,8 +55,10 @@ fn catalogue(bao: &str) -> String {
     let ssh = "engine = \"ssh\"\npath = \"ssh/sign/ops\"\nttl_secs_max = 300\nvalid_principals = [\"deploy\"]";
     [
         CATALOGUE.replace("@BAO@", bao),
+        TOKENS.to_owned(),
         resource("billing", database),
         resource("plain", &pki("agents", "")),
+        resource("nostore", &pki("agents-nostore", "no_store = true")),
         resource("leased", &pki("agents-leased", "generate_lease = true\ndedicated = true")),
         resource("ssh", ssh),
     ]
@@ -94,12 +96,18 @@ impl World {
             ..Setup::default()
         });
         serving.up().await;
-        let issuer = format!("{}/assertions", serving.agent_url());
-        bao.log_in_by(&serving.assertion_key_pem().await, &issuer, "", "").await;
+        let more = "path \"pki/issue/agents-nostore\" { capabilities = [\"update\"] }\n";
+        bao.log_in_by_broker(&serving.agent_url(), &serving.file("ca.pem"), more).await;
         bao.database(&db, "billing-ro", 600, "csv_").await;
         bao.database(&db, "reports", 3600, "rep_").await;
         let leased = json!({ "generate_lease": true });
-        bao.pki(&[("agents", json!({})), ("agents-leased", leased.clone()), ("others-leased", leased)]).await;
+        let roles = [
+            ("agents", json!({})),
+            ("agents-nostore", json!({ "no_store": true })),
+            ("agents-leased", leased.clone()),
+            ("others-leased", leased),
+        ];
+        bao.pki(&roles).await;
         bao.ssh("deploy,ops").await;
         let role = bao.ok("GET", "database/creds/reports", Value::Null).await;
         let issue = json!({ "common_name": "z.svc.test", "ttl": "900s" });
@@ -217,6 +225,19 @@ impl Held {
     }
 }
 
+/// `openbao` is the audience of the assertions by which the broker logs in at the target.
+const TOKENS: &str = r#"
+[[resource]]
+name = "api/bao"
+target = "tokens"
+title = "an API whose audience is the target's own"
+environment = "sandbox"
+isolated = true
+sensitivity = "none"
+settings = { audience = "openbao", checks = "offline" }
+action = [{ name = "read", effect = "read" }]
+"#;
+
 fn said(evidence: &Evidence) -> &str {
     match evidence {
         Evidence::TargetSaysGone { detail } => detail,
@@ -271,6 +292,102 @@ async fn completed_each_ends_with_the_evidence_that_its_engine_allows() {
         tokens += usize::from(status == 200 && looked["data"]["policies"] == json!(["countersign-mint"]));
     }
     assert_eq!(tokens, 0, "tokens that could mint");
+    w.serving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_session_is_cut_within_two_seconds_and_its_user_is_gone() {
+    let Some(mut w) = World::start("vault_through_broker: must show").await else { return };
+    let admin = w.db.admin().await;
+    admin.batch_execute("CREATE SCHEMA scratch; GRANT ALL ON SCHEMA scratch TO billing_ro").await.unwrap();
+    let agent = w.serving.agent("c");
+    let id = agent.asked("T-3", 300, json!({ "type": "vault", "identifier": "bao/billing", "actions": ["use"] })).await;
+    let credential = agent.collected(&id).await;
+    let (user, password) = (text(&credential["public"]["username"]), text(&credential["secret"]["password"]));
+    let oid: u32 = admin.query_one("SELECT oid FROM pg_roles WHERE rolname = $1", &[&user]).await.unwrap().get(0);
+    let session = w.db.connect(&user, &password).await.unwrap();
+    // What it leaves behind would run with the rights of whoever touches it.
+    session
+        .batch_execute(
+            "CREATE TABLE scratch.mine (id int);
+             CREATE FUNCTION scratch.trap() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN RETURN NEW; END';
+             CREATE TRIGGER trap BEFORE INSERT ON scratch.mine FOR EACH ROW EXECUTE FUNCTION scratch.trap();
+             GRANT ALL ON scratch.mine TO PUBLIC",
+        )
+        .await
+        .unwrap();
+    let mut psql = openbao::psql(w.db.port, &user, &password, "SELECT pg_sleep(600)");
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE usesysid = $1 AND query LIKE '%pg_sleep%'";
+    until("psql runs", SOON, async || admin.query_one(busy, &[&oid]).await.unwrap().get::<_, i64>(0) == 1).await;
+
+    let begun = Instant::now();
+    agent.complete(&id).await;
+    until("psql is cut", SOON, async || psql.try_wait().unwrap().is_some()).await;
+    let cut = begun.elapsed();
+    assert!(!psql.wait().unwrap().success());
+    until("the other session is cut", SOON, async || session.is_closed()).await;
+    eprintln!("OpenBao: psql cut {} ms after the call of complete", cut.as_millis());
+    assert!(cut < Duration::from_secs(2), "{cut:?}");
+
+    let evidence = w.ended(&id).await;
+    assert!(said(&evidence).contains(&text(&credential["public"]["lease_id"])), "{evidence:?}");
+    assert!(said(&evidence).contains("400 invalid lease; it was live just before"), "{evidence:?}");
+    // A fresh log-in is refused, as the same user and by whatever name the role has now.
+    assert!(w.db.connect(&user, &password).await.is_err());
+    for sql in [
+        "SELECT count(*) FROM pg_roles WHERE oid = $1",
+        "SELECT count(*) FROM pg_stat_activity WHERE usesysid = $1",
+        "SELECT count(*) FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid = $1",
+        "SELECT count(*) FROM pg_class WHERE relowner = $1 OR relname = 'mine'",
+        "SELECT count(*) FROM pg_proc WHERE proowner = $1 OR proname = 'trap'",
+    ] {
+        assert_eq!(admin.query_one(sql, &[&oid]).await.unwrap().get::<_, i64>(0), 0, "{sql}");
+    }
+    w.theirs_live().await;
+    w.serving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_the_ca_does_not_store_is_revoked_there_long_before_it_expires() {
+    let Some(mut w) = World::start("vault_through_broker: no_store").await else { return };
+    let agent = w.serving.agent("d");
+    let id = agent.asked("T-4", 500, json!({ "type": "vault", "identifier": "bao/nostore", "actions": ["use"] })).await;
+    let serial = text(&agent.collected(&id).await["public"]["serial"]);
+    let (status, _) = w.bao.call("GET", &format!("pki/cert/{serial}"), Value::Null).await;
+    assert_eq!(status, 404, "the CA doesn't store it");
+    agent.complete(&id).await;
+    let evidence = w.ended(&id).await;
+    // Its own expiry can't be the reason: it is minutes away.
+    let record = w.serving.record();
+    let not_after = record.grant(&id).leases.values().next().unwrap().not_after.unwrap();
+    assert!(not_after.ms_since(SystemClock.wall()) > 300_000);
+    assert!(said(&evidence).contains(&serial) && said(&evidence).contains("revocation_time"), "{evidence:?}");
+    assert!(w.revoked_at(&serial).await > 0, "the CA says so");
+    w.serving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_token_that_the_broker_minted_for_the_targets_audience_does_not_log_in_there() {
+    let Some(mut w) = World::start("vault_through_broker: D5").await else { return };
+    let agent = w.serving.agent("e");
+    let id = agent.asked("T-5", 300, json!({ "type": "token", "identifier": "api/bao", "actions": ["read"] })).await;
+    let jwt = text(&agent.collected(&id).await["secret"]["token"]);
+    let claims = jwt.split('.').nth(1).unwrap();
+    let claims: Value = {
+        use base64::Engine as _;
+        serde_json::from_slice(&base64::prelude::BASE64_URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+    };
+    assert!(claims["aud"] == "openbao" || claims["aud"] == json!(["openbao"]), "{claims}");
+    for role in ["countersign-mint", "countersign-janitor"] {
+        let body = json!({ "role": role, "jwt": jwt });
+        let (status, answer) = w.bao.call_as("", None, "POST", "auth/jwt/login", body).await;
+        assert!(matches!(status, 400 | 403) && answer["auth"].is_null(), "{role}: {status} {answer}");
+    }
+    // The same roles do let the broker in.
+    let id = agent.asked("T-5", 300, json!({ "type": "vault", "identifier": "bao/plain", "actions": ["use"] })).await;
+    agent.collected(&id).await;
+    agent.post("/v1/tasks/T-5/complete", json!({})).await.ok();
+    w.ended(&id).await;
     w.serving.stop().await;
 }
 

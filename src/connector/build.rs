@@ -53,7 +53,15 @@ pub fn connectors(
                 // That target's own problems are told already.
                 Behind::Broken => Err(VaultConnector::problems(target, &resources, base)),
                 Behind::None => vault(target, &resources, base, &signer, &clock, None),
-                Behind::Built(c) => vault(target, &resources, base, &signer, &clock, Some(c)),
+                Behind::Built(c) => match c.ends_by_prefix() {
+                    Ok(()) => vault(target, &resources, base, &signer, &clock, Some(c)),
+                    Err(what) => {
+                        let place = format!("target {}, postgres_target", target.name);
+                        let mut all = VaultConnector::problems(target, &resources, base);
+                        all.push(Problem { place, what });
+                        Err(all)
+                    }
+                },
             },
             other => Err(vec![Problem {
                 place: format!("target {}", target.name),

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt;
 use serde::Serialize;
 
 use crate::core::id::Timestamp;
@@ -91,6 +92,12 @@ pub enum RevokeError {
     },
 }
 
+/// Is told what became of one of many endings: its place among them, and the outcome.
+pub type Settled<'a> = dyn Fn(usize, Result<Gone, RevokeError>) + Send + Sync + 'a;
+
+/// Endings at once in [`Connector::revoke_all`], where each goes for itself.
+pub const ENDINGS_AT_ONCE: usize = 16;
+
 /// Something of ours that a sweep found at the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -141,6 +148,12 @@ pub trait Connector: Send + Sync {
         false
     }
 
+    /// True if the credential carries an expiry that is counted from the broker's wall clock, or is said to be
+    /// expired by it: nothing is minted then while that clock can't be trusted (guarantee 10).
+    fn counts_on_wall_clock(&self) -> bool {
+        true
+    }
+
     /// Makes the handle by which everything can be ended, before the secret is asked for. It is
     /// journaled before [`Connector::mint`] is called. Targets where we choose the name need none.
     async fn prepare(&self, _intent: &LeaseIntent) -> Result<Option<Handle>, MintError> {
@@ -161,7 +174,7 @@ pub trait Connector: Send + Sync {
     fn mint_deadline(&self) -> Duration;
 
     /// Ends the credential and proves it. Idempotent; already gone is success, by the same proof.
-    /// `now` is the wall clock, for `Expired`.
+    /// `now` is a moment that has passed by the wall clock and by the broker's own, for `Expired`.
     async fn revoke(&self, lease: &Lease, now: Timestamp) -> Result<Gone, RevokeError>;
 
     /// Ends a lease that is in doubt (`Unknown`, or `Intended` at start). Targets that choose the names can't
@@ -177,19 +190,26 @@ pub trait Connector: Send + Sync {
         self.revoke(lease, now).await
     }
 
-    /// Ends many. Endings that are due together may share statements; the default is one by one.
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp) -> Vec<Result<Gone, RevokeError>> {
-        let mut out = Vec::with_capacity(leases.len());
-        for lease in leases {
-            out.push(self.revoke(lease, now).await);
+    /// Ends many. Endings that are due together may share statements; the default is each for itself, at most
+    /// [`ENDINGS_AT_ONCE`] at a time. Each outcome is told as soon as it is known, exactly once, by the lease's place
+    /// in `leases`: one that resists holds up no other's record.
+    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, settled: &Settled<'_>) {
+        let mut endings = Vec::with_capacity(leases.len());
+        for (place, lease) in leases.iter().enumerate() {
+            endings.push(async move { settled(place, self.revoke(lease, now).await) });
         }
-        out
+        futures::stream::iter(endings).buffer_unordered(ENDINGS_AT_ONCE).collect::<()>().await;
     }
 
     /// What identifies the objects behind a handle at the target, where it isn't [`LeaseIntent::name`]. A
     /// [`Found`] is explained by a lease if the lease has its name, or shares one of its keys.
     fn keys(&self, _handle: &Handle) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Whether this target can be [searched by name](Connector::sweep_prefix), and what is found ended; else why not, and what to do.
+    fn ends_by_prefix(&self) -> Result<(), String> {
+        Err("this kind of target can't be searched by name".to_owned())
     }
 
     /// Objects at this target whose name begins with `prefix` and that something in front of it made (database
@@ -224,7 +244,7 @@ pub struct MintContext {
     pub chain: Vec<crate::core::id::AgentId>,
     /// RFC 7800 `cnf` of the key that the grant is bound to.
     pub confirmation: Option<Confirmation>,
-    /// The wall clock, for targets that want absolute times.
+    /// The wall clock, or the broker's own if that one is behind: for targets that want absolute times.
     pub wall_now: Timestamp,
 }
 

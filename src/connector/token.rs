@@ -232,7 +232,8 @@ impl TokenConnector {
 fn check_resource(resource: &Resource, target: &TargetSettings, issuer: &str) -> Result<ResourceSettings, Vec<String>> {
     let settings: ResourceSettings = resource.settings.clone().try_into().map_err(|e: toml::de::Error| {
         vec![format!(
-            "settings of a `token` resource are audience, checks = \"introspection\" or \"offline\", life_secs_max and enforces: {}",
+            "settings of a `token` resource are audience, checks = \"introspection\" or \"offline\", resource_server, \
+             life_secs_max and enforces: {}",
             e.message()
         )]
     })?;
@@ -245,6 +246,14 @@ fn check_resource(resource: &Resource, target: &TargetSettings, issuer: &str) ->
     }
     if audience.trim_end_matches('/') == issuer.trim_end_matches('/') {
         problems.push("audience is the broker itself; name the API that accepts the token".to_owned());
+    }
+    // Introspection answers nobody else: without it, no token of this resource would ever be good.
+    if settings.checks == Checks::Introspection && settings.resource_server.is_none() {
+        problems.push(
+            "checks = \"introspection\" needs resource_server: the identity (`spiffe://…` or `issuer#subject`) with which \
+             the API asks the broker; without it the broker answers `inactive` for every token"
+                .to_owned(),
+        );
     }
     if settings.life_secs_max.is_some_and(|s| s == 0 || s > target.life_secs_max) {
         problems.push(format!("life_secs_max must be 1 to {}, the target's own", target.life_secs_max));

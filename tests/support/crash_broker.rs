@@ -134,10 +134,16 @@ impl Serving {
 
     /// Starts the process, and doesn't wait.
     pub fn spawn(&mut self) {
+        self.spawn_under(&[]);
+    }
+
+    /// The same, run by another program that becomes it.
+    pub fn spawn_under(&mut self, runner: &[&str]) {
         assert!(self.child.is_none(), "it runs already");
         let log = |name: &str| File::options().create(true).append(true).open(self.folder.path().join(name)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
-        command.args(["serve", "--config"]).arg(self.file("countersign.toml"));
+        let line = [runner, &[env!("CARGO_BIN_EXE_countersign"), "serve", "--config"]].concat();
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).arg(self.file("countersign.toml"));
         command.env_clear().env("COUNTERSIGN_LOG", "info,countersign=debug");
         command.stdin(Stdio::null()).stdout(log("stdout.log")).stderr(log("stderr.log"));
         self.child = Some(command.spawn().unwrap());
@@ -146,6 +152,11 @@ impl Serving {
     /// Starts it and waits until it is ready.
     pub async fn up(&mut self) {
         self.spawn();
+        self.ready().await;
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(&mut self) {
         let url = format!("http://127.0.0.1:{}/readyz", self.ports.metrics);
         let deadline = Instant::now() + PATIENCE;
         while !self.http.get(&url).send().await.is_ok_and(|r| r.status() == 200) {
@@ -166,6 +177,12 @@ impl Serving {
         said
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        let id = self.child.as_ref().expect("it runs").id();
+        Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
+    }
+
     /// SIGKILL, and gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -176,8 +193,7 @@ impl Serving {
 
     /// SIGTERM, and its end.
     pub async fn stop(&mut self) {
-        let id = self.child.as_ref().expect("it runs").id();
-        kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::TERM).unwrap();
+        kill_process(self.pid(), Signal::TERM).unwrap();
         let status = self.ended().await;
         assert!(status.success(), "{status}:\n{}", self.log());
     }
@@ -228,19 +244,6 @@ impl Serving {
     /// Someone with any bearer token.
     pub fn bearer(&self, token: &str) -> Agent {
         Agent { base: self.agent_url(), http: self.http.clone(), token: Some(token.to_owned()) }
-    }
-
-    /// The broker's public key for assertions, as PEM: what an operator gives to a Vault.
-    pub async fn assertion_key_pem(&self) -> String {
-        use base64::Engine as _;
-        use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-        let url = format!("{}/assertions/jwks.json", self.agent_url());
-        let jwks: Value = self.http.get(url).send().await.unwrap().json().await.unwrap();
-        let part = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwks["keys"][0][name].as_str().unwrap()).unwrap();
-        // SubjectPublicKeyInfo of a P-256 key: everything but the point is constant (RFC 5480).
-        let mut der = hex::decode("3059301306072a8648ce3d020106082a8648ce3d03010703420004").unwrap();
-        der.extend(part("x").into_iter().chain(part("y")));
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", BASE64_STANDARD.encode(der))
     }
 }
 

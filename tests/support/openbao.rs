@@ -5,7 +5,7 @@
 #![allow(dead_code)] // each test file uses a part
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,7 @@ impl OpenBao {
             "storage \"raft\" {{ path = \"{}\" node_id = \"n\" }}\n\
              listener \"tcp\" {{ address = \"127.0.0.1:{port}\" {listener} }}\n\
              api_addr = \"{scheme}://127.0.0.1:{port}\"\ncluster_addr = \"https://127.0.0.1:{cluster}\"\n\
-             default_max_request_duration = \"{max_request_secs}s\"\n",
+             default_max_request_duration = \"{max_request_secs}s\"\nraw_storage_endpoint = true\n",
             data.display()
         );
         std::fs::write(dir.path().join("bao.hcl"), config).unwrap();
@@ -201,6 +201,17 @@ impl OpenBao {
         self.until("active", |status, _| status == 200, || ("GET", "sys/health")).await;
     }
 
+    /// A lease is given up ("irrevocable"): what OpenBao itself writes to its storage after 5 to 12 minutes of failures, and
+    /// reads when it starts.
+    pub async fn give_up(&mut self, lease: &str) {
+        let at = format!("sys/raw/sys/expire/id/{lease}");
+        let entry = self.ok("GET", &at, Value::Null).await["data"]["value"].as_str().unwrap().to_owned();
+        let mut entry: Value = serde_json::from_str(&entry).unwrap();
+        entry["revokeErr"] = json!("failed to revoke entry: the test gave it up");
+        self.ok("PUT", &at, json!({ "value": entry.to_string() })).await;
+        self.restart().await;
+    }
+
     /// Seals it.
     pub async fn seal(&self) {
         self.ok("PUT", "sys/seal", Value::Null).await;
@@ -223,11 +234,28 @@ impl OpenBao {
 
     /// The policies and log-in of docs/vault.md, with this public key; `extra_mint` and `extra_janitor` are added.
     pub async fn log_in_by(&self, pem: &str, issuer: &str, extra_mint: &str, extra_janitor: &str) {
+        let keys = json!({ "jwt_validation_pubkeys": [pem] });
+        self.log_in_with(keys, issuer, extra_mint, extra_janitor).await;
+    }
+
+    /// The same for a broker at `base`, whose keys are fetched from it as docs/vault.md writes it.
+    pub async fn log_in_by_broker(&self, base: &str, ca: &Path, extra_mint: &str) {
+        let at = |name: &str| {
+            let text = include_str!("../../docs/vault.md");
+            let rest = text.split(&format!("{name}=https://broker.corp:8443")).nth(1).unwrap();
+            format!("{base}{}", rest.split_whitespace().next().unwrap())
+        };
+        let keys = json!({ "jwks_url": at("jwks_url"), "jwks_ca_pem": std::fs::read_to_string(ca).unwrap() });
+        self.log_in_with(keys, &at("bound_issuer"), extra_mint, "").await;
+    }
+
+    async fn log_in_with(&self, keys: Value, issuer: &str, extra_mint: &str, extra_janitor: &str) {
         for (name, text) in [("mint", doc("hcl mint") + extra_mint), ("janitor", doc("hcl janitor") + extra_janitor)] {
             self.ok("PUT", &format!("sys/policies/acl/countersign-{name}"), json!({ "policy": text })).await;
         }
         self.ok("POST", "sys/auth/jwt", json!({ "type": "jwt" })).await;
-        let config = json!({ "jwt_validation_pubkeys": [pem], "bound_issuer": issuer, "jwt_supported_algs": ["ES256", "EdDSA"] });
+        let mut config = json!({ "bound_issuer": issuer, "jwt_supported_algs": ["ES256", "EdDSA"] });
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         self.ok("PUT", "auth/jwt/config", config).await;
         self.log_in_again().await;
     }
@@ -440,6 +468,18 @@ fn postgres_bin() -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let listed: Vec<_> = std::env::split_paths(&path).collect();
     listed.into_iter().chain(known).find(|p| p.join("initdb").is_file())
+}
+
+/// A `psql` that runs one statement: a session in a process of its own.
+pub fn psql(port: u16, user: &str, password: &str, sql: &str) -> Child {
+    // Beside the server, or where a link to the server leads.
+    let initdb = postgres_bin().unwrap().join("initdb").canonicalize().unwrap();
+    let program = initdb.with_file_name("psql");
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program).args(["-X", "-h", "127.0.0.1", "-p"]);
+    command.arg(port.to_string()).args(["-U", user, "-d", "postgres", "-c", sql]).env("PGPASSWORD", password);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.spawn().expect("psql starts")
 }
 
 /// PostgreSQL refuses to run as root.

@@ -153,6 +153,7 @@ pub fn intent(resource: &str, constraints: &[(&str, Constraint)], lifetime_secs:
         lease: LeaseId::from_bytes(bytes),
         grant: GrantId::from_bytes(bytes),
         name: format!("cs_{n:08x}"),
+        target: "bao".parse().unwrap(),
         permission: Permission {
             resource: resource.parse().unwrap(),
             actions: BTreeSet::from(["use".parse().unwrap()]),

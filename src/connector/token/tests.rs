@@ -22,7 +22,7 @@ target = "broker-tokens"
 title = "asking API"
 environment = "prod"
 sensitivity = "internal"
-settings = { audience = "https://asks.corp", checks = "introspection", enforces = ["paths", "rows"] }
+settings = { audience = "https://asks.corp", checks = "introspection", resource_server = "spiffe://corp/api/asks", enforces = ["paths", "rows"] }
 action = [{ name = "read", effect = "read" }]
 constraint = { paths = { kind = "paths", values = ["/"] }, rows = { kind = "max", max = 100 } }
 
@@ -60,6 +60,7 @@ fn intent(permission: Permission, lifetime_secs: u64) -> LeaseIntent {
         lease: LeaseId::from_bytes([1; 16]),
         grant: GrantId::from_bytes([2; 16]),
         name: "cs_x".to_owned(),
+        target: ResourceName::new("tokens").unwrap(),
         permission,
         intended_at: NOW,
         lifetime_secs,
@@ -205,8 +206,12 @@ async fn a_change_of_settings_does_not_change_how_old_tokens_end() {
     let old = connector();
     let intent = intent(permission("api/offline", json!({})), 300);
     let (minted, _) = mint(&old, &intent, &context()).await;
-    let new = build(&CATALOGUE.replace("\"offline\"", "\"introspection\"").replace("skew_secs = 30", "skew_secs = 0"))
-        .unwrap();
+    let new = build(
+        &CATALOGUE
+            .replace("\"offline\"", "\"introspection\", resource_server = \"spiffe://corp/api/offline\"")
+            .replace("skew_secs = 30", "skew_secs = 0"),
+    )
+    .unwrap();
     let lease = lease(&intent, &minted, revoking());
     let Err(RevokeError::EndsAt { at }) = new.revoke(&lease, NOW).await else { panic!() };
     assert_eq!(at, minted.not_after.unwrap().plus_secs(30));
@@ -246,6 +251,12 @@ fn catalogues_that_promise_too_much_are_refused() {
         ("checks = \"offline\"", "checks = \"never\"", "unknown variant"),
         ("checks = \"offline\", ", "", "missing field"),
         ("life_secs_max = 600", "life_secs_max = 1801", "1 to 1800"),
+        (", resource_server = \"spiffe://corp/api/asks\"", "", "needs resource_server"),
+        (
+            "resource_server = \"spiffe://corp/api/asks\"",
+            "resource = \"x\"",
+            "\"offline\", resource_server, life_secs_max",
+        ),
         ("https://asks.corp", "", "1 to 512 bytes"),
         ("https://asks.corp", "a b", "without spaces"),
         ("https://asks.corp", "https://broker.corp/", "the broker itself"),

@@ -40,19 +40,22 @@ pub(super) enum Kind {
     Busy,
     /// 403 `permission denied` alone: the token is bad or expired (or the policy's text is that short).
     TokenRefused,
-    /// 403 with a list of errors: the token is good, its policy says no. Any other 403 too.
+    /// Any other 403 of the target's: the token is good, its policy says no.
     PolicyDenied,
-    /// 404: no such mount, namespace or entry; an empty list.
+    /// 404 with the target's own `{"errors":[]}`: an empty list, no such entry.
+    Empty,
+    /// 404 with the target's words: no such mount or namespace.
     NotFound,
     /// Exactly 400 `invalid lease`.
     InvalidLease,
-    /// Any other 400.
+    /// Any other 400 of the target's.
     Refused,
     /// 500 where the target says that it could not even connect to the database behind it.
     BehindUnreachable,
     /// Any other 5xx.
     Failed,
-    /// 3xx, a code that this API doesn't have, an answer too large or not of the form it should have.
+    /// 3xx, a code that this API doesn't have, an answer too large or not of the form it should have; 400, 403 and 404 of
+    /// something between us and the target, which says nothing about what the target did.
     Unexpected,
 }
 
@@ -209,10 +212,12 @@ pub(super) fn classify(status: u16, body: &[u8]) -> (Kind, String) {
     let errors = errors.unwrap_or_default();
     let text = errors.join("; ");
     let kind = match status {
+        400 | 403 | 404 if !ours => Kind::Unexpected,
         400 if errors == ["invalid lease"] => Kind::InvalidLease,
         400 => Kind::Refused,
         403 if errors == ["permission denied"] => Kind::TokenRefused,
         403 => Kind::PolicyDenied,
+        404 if errors.is_empty() => Kind::Empty,
         404 => Kind::NotFound,
         429 => Kind::Busy,
         500 if text.contains("local node not active") => Kind::NotActive,
@@ -252,11 +257,15 @@ mod tests {
                 r#"{"errors":["failed to revoke entry: resp: (*logical.Response)(nil) err: failed to connect to"]}"#,
                 Kind::Refused,
             ),
-            (400, "invalid lease", Kind::Refused),
+            (400, "invalid lease", Kind::Unexpected),
             (403, r#"{"errors":["permission denied"]}"#, Kind::TokenRefused),
             (403, r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#, Kind::PolicyDenied),
-            (403, "", Kind::PolicyDenied),
-            (404, r#"{"errors":[]}"#, Kind::NotFound),
+            (403, "", Kind::Unexpected),
+            (403, "<html>blocked</html>", Kind::Unexpected),
+            (404, r#"{"errors":[]}"#, Kind::Empty),
+            (404, "", Kind::Unexpected),
+            (404, "{}", Kind::Unexpected),
+            (404, "<html>not here</html>", Kind::Unexpected),
             (404, r#"{"errors":["namespace not found"]}"#, Kind::NotFound),
             (429, "", Kind::Busy),
             (500, r#"{"errors":["local node not active but active cluster node not found"]}"#, Kind::NotActive),

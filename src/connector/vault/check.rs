@@ -1,8 +1,8 @@
-//! Looks at the live target: log-ins, policies, roles. Each gap says what it allows and what closes it.
-//! Probes name leases that don't exist, and end the tokens that they made.
+//! Looks at the live target: log-ins and mounts; `rights.rs` has the policies, `roles.rs` the roles, `trial.rs` the one
+//! thing that is tried. Each gap says what it allows and what closes it; tokens that were made on the way are ended.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::Inner;
 use super::api::{Call, Fault, Kind};
@@ -13,14 +13,17 @@ use super::settings::AuthSettings;
 use crate::connector::{Gap, SweepError};
 
 /// The last part of lease ids that no target makes.
-const NO_LEASE: &str = "countersign-check";
+pub(super) const NO_LEASE: &str = "countersign-check";
 
-fn gap(fatal: bool, what: impl Into<String>, allows: &str, fix: impl Into<String>) -> Gap {
+pub(super) fn gap(fatal: bool, what: impl Into<String>, allows: &str, fix: impl Into<String>) -> Gap {
     Gap { what: what.into(), allows: allows.to_owned(), fix: fix.into(), fatal }
 }
 
-fn unreachable(fault: &Fault) -> bool {
-    !matches!(fault.kind, Kind::PolicyDenied | Kind::TokenRefused | Kind::NotFound | Kind::InvalidLease | Kind::Refused)
+pub(super) fn unreachable(fault: &Fault) -> bool {
+    !matches!(
+        fault.kind,
+        Kind::PolicyDenied | Kind::TokenRefused | Kind::Empty | Kind::NotFound | Kind::InvalidLease | Kind::Refused
+    )
 }
 
 impl Inner {
@@ -42,28 +45,9 @@ impl Inner {
                 return Ok(gaps);
             }
         };
-        self.check_login(&first, life, &mut gaps);
-        self.check_bounds(&first, &mut gaps).await;
-        for minting in self.minting.values() {
-            self.check_mount(minting, &first, &mut gaps).await?;
-            self.check_janitor(minting, &mut gaps).await?;
-            self.check_role(minting, &mut gaps).await?;
-        }
-        // The first log-in ends by its accessor, which tries that right too.
-        let body = json!({ "accessor": first.accessor });
-        if let Err(fault) = self.janitor("PUT", "auth/token/revoke-accessor", Some(&body)).await {
-            if unreachable(&fault) {
-                return Err(SweepError(fault.to_string()));
-            }
-            let fix = "path \"auth/token/revoke-accessor\" { capabilities = [\"update\"] }";
-            gaps.push(gap(
-                true,
-                format!("the janitor can't end a token by its accessor: {fault}"),
-                "what a crash left can't be ended",
-                fix,
-            ));
-            self.end_own_token(&first).await;
-        }
+        let looked = self.look_around(&first, life, &mut gaps).await;
+        self.end_own_token(&first).await;
+        looked?;
         if !gaps.iter().any(|g| g.fatal) {
             for minting in self.minting.values().filter(|m| m.settings.revocation_cuts_sessions) {
                 self.try_cut(minting, &mut gaps).await;
@@ -72,7 +56,32 @@ impl Inner {
         Ok(gaps)
     }
 
-    async fn janitor(
+    async fn look_around(&self, first: &Login, life: u64, gaps: &mut Vec<Gap>) -> Result<(), SweepError> {
+        self.check_login(first, life, gaps);
+        self.check_bounds(first, gaps).await;
+        self.check_rights(first, gaps).await?;
+        for minting in self.minting.values() {
+            self.check_mount(minting, first, gaps).await?;
+            self.check_role(minting, gaps).await?;
+            let leased = minting.settings.engine == Engine::Database || minting.settings.generate_lease;
+            if !leased {
+                continue;
+            }
+            self.check_override(minting, gaps).await;
+            if !minting.swept() {
+                let allows = "a lease that a crash left unrecorded lives until its TTL: what the broker can't list, or not tell from others', it doesn't end";
+                gaps.push(gap(
+                    false,
+                    format!("{} is not declared `dedicated`", minting.path.as_str()),
+                    allows,
+                    "a role of the broker's own, and `dedicated = true`",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn janitor(
         &self,
         method: &'static str,
         path: &str,
@@ -198,210 +207,5 @@ impl Inner {
             }
         }
         Ok(())
-    }
-
-    async fn check_janitor(&self, minting: &Minting, gaps: &mut Vec<Gap>) -> Result<(), SweepError> {
-        let path = minting.path.as_str();
-        let none = format!("{path}/{NO_LEASE}");
-        let mut probe = async |method, at: String, body: Value, right: &str, fix: String| -> Result<(), SweepError> {
-            match self.janitor(method, &at, Some(&body).filter(|b| !b.is_null())).await {
-                Err(fault) if unreachable(&fault) => Err(SweepError(fault.to_string())),
-                Err(fault) if matches!(fault.kind, Kind::PolicyDenied | Kind::TokenRefused) => {
-                    gaps.push(gap(
-                        true,
-                        format!("the janitor can't {right}: {fault}"),
-                        "what was minted can't be ended, or not be proven gone",
-                        fix,
-                    ));
-                    Ok(())
-                }
-                _ => Ok(()),
-            }
-        };
-        if minting.settings.engine == Engine::Pki {
-            let mount = minting.path.mount();
-            let fix = format!("path \"{mount}/revoke\" {{ capabilities = [\"update\"] }}");
-            probe("PUT", format!("{mount}/revoke"), json!({ "serial_number": "00" }), "revoke certificates", fix)
-                .await?;
-        }
-        let leased = minting.settings.engine == Engine::Database || minting.settings.generate_lease;
-        if !leased {
-            return Ok(());
-        }
-        let fix = "path \"sys/leases/lookup\" { capabilities = [\"update\"] }".to_owned();
-        probe("PUT", "sys/leases/lookup".to_owned(), json!({ "lease_id": none }), "look a lease up", fix).await?;
-        let fix = format!(
-            "path \"sys/leases/revoke/{path}/*\" {{ capabilities = [\"update\"] allowed_parameters = {{ \"sync\" = [] }} }}"
-        );
-        probe("PUT", format!("sys/leases/revoke/{none}"), json!({ "sync": true }), "revoke a lease", fix.clone())
-            .await?;
-        if minting.swept() {
-            let fix = format!("path \"sys/leases/lookup/{path}/\" {{ capabilities = [\"list\", \"sudo\"] }}");
-            probe("LIST", format!("sys/leases/lookup/{path}"), Value::Null, "list the role's leases", fix).await?;
-        } else {
-            let allows = "a lease that a crash left unrecorded lives until its TTL: what the broker can't list, or not tell from others', it doesn't end";
-            gaps.push(gap(
-                false,
-                format!("{path} is not declared `dedicated`"),
-                allows,
-                "a role of the broker's own, and `dedicated = true`",
-            ));
-        }
-        // A body `lease_id` would override the URL, and any lease at all could be revoked.
-        let body = json!({ "lease_id": format!("{none}-other") });
-        if self.janitor("PUT", &format!("sys/leases/revoke/{none}"), Some(&body)).await.is_ok() {
-            gaps.push(gap(
-                false,
-                format!("the janitor's right to revoke under {path} takes a `lease_id`"),
-                "whoever has its token can end any lease at the target",
-                fix,
-            ));
-        }
-        Ok(())
-    }
-
-    /// The role itself, where the janitor may read it.
-    async fn check_role(&self, minting: &Minting, gaps: &mut Vec<Gap>) -> Result<(), SweepError> {
-        #[derive(Deserialize)]
-        struct Role {
-            data: Value,
-        }
-        let at = format!("{}/roles/{}", minting.path.mount(), minting.path.role());
-        let role = match self.janitor("GET", &at, None).await {
-            Ok(reply) => reply.json::<Role>().map_err(|f| SweepError(f.to_string()))?.data,
-            Err(fault) if unreachable(&fault) => return Err(SweepError(fault.to_string())),
-            Err(fault) if fault.kind == Kind::NotFound => {
-                gaps.push(gap(
-                    true,
-                    format!("there is no role {at}"),
-                    "nothing can be minted",
-                    "make it as in docs/vault.md",
-                ));
-                return Ok(());
-            }
-            Err(_) => {
-                let fix = format!("path \"{at}\" {{ capabilities = [\"read\"] }} for the janitor");
-                gaps.push(gap(
-                    false,
-                    format!("the role {at} can't be read"),
-                    "its statements and limits can't be checked",
-                    fix,
-                ));
-                return Ok(());
-            }
-        };
-        match minting.settings.engine {
-            Engine::Database => database_role(&at, &role, minting, gaps),
-            Engine::Pki => pki_role(&at, &role, minting, gaps),
-            Engine::Ssh => ssh_role(&at, &role, gaps),
-        }
-        Ok(())
-    }
-}
-
-fn statements(role: &Value, name: &str) -> String {
-    let texts = role[name].as_array().map(|a| a.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"));
-    texts.unwrap_or_default().to_ascii_lowercase()
-}
-
-fn database_role(at: &str, role: &Value, minting: &Minting, gaps: &mut Vec<Gap>) {
-    let max = minting.settings.ttl_secs_max;
-    let ttl = role["default_ttl"].as_u64().unwrap_or(0);
-    if ttl == 0 || ttl > max {
-        let what = format!("default_ttl of {at} is {ttl} s, `ttl_secs_max` is {max} s");
-        gaps.push(gap(
-            true,
-            what,
-            "a user lives longer than was shown to the reviewer; such a mint is refused",
-            format!("default_ttl={max}s on the role"),
-        ));
-    }
-    let creation = statements(role, "creation_statements");
-    if !creation.contains("valid until") || !creation.contains("{{expiration}}") {
-        let fix = "VALID UNTIL '{{expiration}}' in creation_statements";
-        gaps.push(gap(
-            true,
-            format!("{at} makes users without VALID UNTIL"),
-            "a user that a crash left without a lease stays for ever",
-            fix,
-        ));
-    }
-    let revocation = statements(role, "revocation_statements");
-    let fix = "the revocation_statements of docs/vault.md";
-    if revocation.is_empty() {
-        let allows = "open sessions go on, and a user that owns a table can't be dropped";
-        gaps.push(gap(false, format!("{at} has no revocation_statements"), allows, fix));
-        return;
-    }
-    if !revocation.contains("pg_terminate_backend") {
-        gaps.push(gap(
-            false,
-            format!("the revocation_statements of {at} don't terminate sessions"),
-            "open sessions go on",
-            fix,
-        ));
-    }
-    if !revocation.contains("drop role if exists") && !revocation.contains("drop user if exists") {
-        let allows = "once the user is gone, the lease can never be ended";
-        gaps.push(gap(
-            false,
-            format!("the revocation_statements of {at} don't drop the role `if exists`"),
-            allows,
-            fix,
-        ));
-    }
-    if revocation.contains("alter role") && !revocation.contains("if exists (") {
-        let allows = "ALTER ROLE fails for ever once the role is gone, and the lease with it";
-        gaps.push(gap(false, format!("the revocation_statements of {at} alter the role unconditionally"), allows, fix));
-    }
-}
-
-fn pki_role(at: &str, role: &Value, minting: &Minting, gaps: &mut Vec<Gap>) {
-    let s = &minting.settings;
-    for (name, declared, allows) in [
-        (
-            "no_store",
-            s.no_store,
-            "the certificate can't be revoked: the CA doesn't know it, and the journal doesn't keep it",
-        ),
-        ("generate_lease", s.generate_lease, "what a crash leaves is not found"),
-    ] {
-        let is = role[name].as_bool().unwrap_or(false);
-        if is != declared {
-            let what = format!("{name} of {at} is {is}, the catalogue says {declared}");
-            gaps.push(gap(
-                name == "no_store" && is,
-                what,
-                allows,
-                format!("`{name} = {is}` in the resource's settings, or the role changed"),
-            ));
-        }
-    }
-}
-
-fn ssh_role(at: &str, role: &Value, gaps: &mut Vec<Gap>) {
-    if !role["allow_user_key_ids"].as_bool().unwrap_or(false) {
-        gaps.push(gap(
-            true,
-            format!("{at} doesn't allow key ids"),
-            "nothing can be signed: each certificate carries its lease's name",
-            "allow_user_key_ids=true",
-        ));
-    }
-    if role["allowed_users"].as_str().is_some_and(|u| u.split(',').any(|u| u.trim() == "*")) {
-        gaps.push(gap(
-            false,
-            format!("{at} signs for every principal"),
-            "whoever has a mint token opens every account",
-            "allowed_users with the names alone",
-        ));
-    }
-    if role["allow_empty_principals"].as_bool().unwrap_or(false) {
-        gaps.push(gap(
-            false,
-            format!("{at} signs without principals"),
-            "such a certificate opens every account",
-            "allow_empty_principals=false",
-        ));
     }
 }

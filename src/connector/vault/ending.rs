@@ -41,7 +41,7 @@ impl From<Fault> for RevokeError {
         let next = match fault.kind {
             Kind::PolicyDenied => "; give the janitor the policy of docs/vault.md",
             Kind::TokenRefused => "; the janitor's log-in is refused, see docs/vault.md",
-            Kind::NotFound => "; is the namespace and the mount the one it was made in?",
+            Kind::Empty | Kind::NotFound => "; is the namespace and the mount the one it was made in?",
             Kind::Sealed | Kind::NotInitialised => "; unseal the target",
             _ => "",
         };
@@ -89,25 +89,36 @@ impl Inner {
         let mut seen = Vec::new();
         let mut said = Vec::new();
         let mut cut = None;
+        let certificate = handle.serial.as_ref().filter(|_| handle.engine == Engine::Pki);
         if let Some(id) = &handle.lease_id {
-            let end = self.end_lease(handle, id).await?;
-            cut = Some(Duration::from_millis(self.clock.boot_ms().saturating_sub(started)));
-            seen.push(observation(if end.was_live { "leases_revoked" } else { "leases_already_gone" }));
-            if end.was_overdue {
-                seen.push(observation("leases_overdue"));
-            }
-            said.push(format!(
-                "sys/leases/lookup of {id} answers 400 invalid lease; {}",
-                if end.was_live {
-                    "it was live just before, and was revoked with sync"
-                } else {
-                    "it was live when minted, and had ended before this call"
+            match self.end_lease(handle, id).await {
+                Ok(end) => {
+                    cut = Some(Duration::from_millis(self.clock.boot_ms().saturating_sub(started)));
+                    seen.push(observation(if end.was_live { "leases_revoked" } else { "leases_already_gone" }));
+                    if end.was_overdue {
+                        seen.push(observation("leases_overdue"));
+                    }
+                    said.push(format!(
+                        "sys/leases/lookup of {id} answers 400 invalid lease; {}",
+                        if end.was_live {
+                            "it was live just before, and was revoked with sync"
+                        } else {
+                            "it was live when minted, and had ended before this call"
+                        }
+                    ));
                 }
-            ));
+                // A certificate is ended at its CA whatever becomes of its lease, which is only the target's own reminder
+                // to do that, and ends with the token.
+                Err(error) if certificate.is_some() => {
+                    seen.push(observation("leases_left_to_their_token"));
+                    said.push(format!("its lease {id} ends with its token ({error})"));
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let evidence = match (handle.engine, &handle.serial) {
-            (Engine::Pki, Some(serial)) => self.end_certificate(handle, serial, now, &mut said).await,
-            (Engine::Ssh, Some(_)) => self.ssh_ended(handle, now),
+        let evidence = match (certificate, handle.engine) {
+            (Some(serial), _) => self.end_certificate(handle, serial, now, &mut said).await,
+            (None, Engine::Ssh) => self.ssh_ended(handle, now),
             _ => Ok(Evidence::TargetSaysGone { detail: said.join("; ") }),
         };
         // The token too, also of a certificate that only time ends: it could mint.
@@ -234,7 +245,7 @@ impl Inner {
         match self.logins.as_janitor(&self.api, handle.namespace.as_deref(), "GET", &path, None, self.deadline()).await
         {
             Ok(reply) => Ok(Some(reply.json::<Record>()?.data.revocation_time).filter(|at| *at > 0)),
-            Err(fault) if fault.kind == Kind::NotFound => Ok(None),
+            Err(fault) if fault.kind == Kind::Empty => Ok(None),
             Err(fault) => Err(fault.into()),
         }
     }

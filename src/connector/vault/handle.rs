@@ -25,6 +25,9 @@ pub(super) struct VaultHandle {
     /// Accessor of the one token under which it was minted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accessor: Option<String>,
+    /// When that log-in was made (wall clock): the mint began within `mint_deadline_secs` of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared_at: Option<Timestamp>,
     /// The longest it can live after the mint, in seconds, as the operator declared it.
     #[serde(default)]
     pub life_secs_max: u64,
@@ -67,6 +70,7 @@ impl VaultHandle {
             mount: mount.to_owned(),
             namespace: namespace.map(str::to_owned),
             accessor: None,
+            prepared_at: None,
             life_secs_max: 0,
             swept: false,
             username_prefix: None,

@@ -18,8 +18,8 @@ use crate::time::Clock;
 
 /// Most tokens that wait between log-in and mint.
 pub(super) const KEPT_MAX: usize = 4096;
-/// How long a token waits for its mint at most: the time of one durable write, generously.
-pub(super) const KEPT_MS_MAX: u64 = 10 * 60 * 1000;
+/// A token that waited so long for its mint is forgotten: longer than any mint waits for the durable write before it.
+pub(super) const KEPT_MS_MAX: u64 = 2 * 60 * 1000;
 
 /// A token that the target gave.
 pub(super) struct Login {
@@ -262,14 +262,10 @@ impl Logins {
         Ok(())
     }
 
-    /// Takes it out again: it is used once.
-    pub(super) fn take(&self, lease: LeaseId) -> Option<Login> {
-        let now = self.clock.boot_ms();
-        self.kept
-            .lock()
-            .remove(&lease)
-            .filter(|(_, since)| now.saturating_sub(*since) < KEPT_MS_MAX)
-            .map(|(login, _)| login)
+    /// Takes it out again, with how long it has waited: it is used once.
+    pub(super) fn take(&self, lease: LeaseId) -> Option<(Login, Duration)> {
+        let (login, since) = self.kept.lock().remove(&lease)?;
+        Some((login, Duration::from_millis(self.clock.boot_ms().saturating_sub(since))))
     }
 }
 
@@ -332,11 +328,12 @@ mod tests {
             assert!(logins.keep(id(n), login()).is_ok());
         }
         assert!(logins.keep(id(KEPT_MAX), login()).is_err());
-        assert!(logins.take(id(7)).is_some() && logins.take(id(7)).is_none());
+        clock.0.store(300, Ordering::SeqCst);
+        let (_, waited) = logins.take(id(7)).unwrap();
+        assert!(waited == Duration::from_millis(300) && logins.take(id(7)).is_none());
         assert!(logins.keep(id(KEPT_MAX), login()).is_ok());
-        clock.0.store(KEPT_MS_MAX, Ordering::SeqCst);
-        assert!(logins.take(id(8)).is_none(), "too old");
-        assert!(logins.keep(id(1), login()).is_ok() && logins.kept.lock().len() == 1);
+        clock.0.store(300 + KEPT_MS_MAX, Ordering::SeqCst);
+        assert!(logins.keep(id(1), login()).is_ok() && logins.kept.lock().len() == 1, "the old are forgotten");
     }
 
     #[test]

@@ -70,6 +70,7 @@ impl Inner {
         }
         let mut handle = VaultHandle::new(minting.settings.engine, minting.path.as_str(), minting.path.mount(), ns);
         handle.accessor = Some(login.accessor.clone());
+        handle.prepared_at = Some(self.clock.wall());
         handle.life_secs_max = minting.settings.ttl_secs_max;
         handle.swept = minting.swept();
         handle.username_prefix = minting.behind_prefix().map(str::to_owned);
@@ -93,9 +94,13 @@ impl Inner {
         if minting.path.as_str() != prepared.path {
             return Err(no("the resource's path changed between log-in and mint", true));
         }
-        let Some(login) = self.logins.take(intent.lease) else {
+        let Some((login, waited)) = self.logins.take(intent.lease) else {
             return Err(no("the log-in for this mint is gone from memory; ask again", true));
         };
+        if waited > self.wait_max() {
+            self.end_own_token(&login).await;
+            return Err(no("too long passed between this mint's log-in and the mint itself; ask again", true));
+        }
         let asked = match ask(minting, intent, &intent.name) {
             Ok(asked) => asked,
             Err(why) => {
@@ -123,7 +128,7 @@ impl Inner {
             }
         };
         let received = self.clock.wall().max(wall_now);
-        read_mint(&reply, minting, intent, &asked, prepared, &login, received)
+        read_mint(&reply, minting, intent, &asked, prepared, &login, (received, self.skew_secs()))
     }
 
     /// Ends the token of a mint that came to nothing. If that fails too, the token dies by its own TTL, unknown to anybody.
@@ -160,7 +165,9 @@ pub(super) fn mint_fault(fault: &Fault) -> MintError {
             no(fault.to_string(), true)
         }
         Kind::BehindUnreachable => no(format!("{}: the target can't reach the database behind it", fault.what), true),
-        Kind::PolicyDenied | Kind::NotFound | Kind::Refused | Kind::InvalidLease => no(fault.to_string(), false),
+        Kind::PolicyDenied | Kind::Empty | Kind::NotFound | Kind::Refused | Kind::InvalidLease => {
+            no(fault.to_string(), false)
+        }
         Kind::NoAnswer => MintError::Unknown { why: fault.to_string(), handle: None },
         Kind::Failed | Kind::Unexpected => MintError::Unknown {
             why: format!(
@@ -239,7 +246,7 @@ fn read_mint(
     asked: &Ask,
     mut handle: VaultHandle,
     login: &Login,
-    received: Timestamp,
+    (received, skew_secs): (Timestamp, u64),
 ) -> Result<Minted, MintError> {
     let unknown = |why: String, handle: &VaultHandle| MintError::Unknown { why, handle: Some(handle.write()) };
     let answer: MintReply = reply.json().map_err(|f| unknown(f.to_string(), &handle))?;
@@ -249,10 +256,16 @@ fn read_mint(
         handle.lease_id = Some(answer.lease_id);
     }
     let token_ends = received.plus_secs(login.ttl_secs);
+    // The target counts from its own clock, which may be ahead of ours.
+    let latest = |life_secs: u64| received.plus_secs(life_secs + ROUNDING_SECS + skew_secs);
     let read = match minting.settings.engine {
         Engine::Database => database(&mut data, minting, answer.lease_duration, &mut handle),
-        Engine::Pki => pki(&mut data, minting, asked, &mut handle, received),
-        Engine::Ssh => ssh(&mut data, intent, asked, &mut handle, received),
+        Engine::Pki => pki(&mut data, minting, asked, &mut handle, latest(asked.ttl_secs)),
+        Engine::Ssh => {
+            // Until the certificate is read: the longest that the role may have given.
+            handle.not_after = Some(latest(handle.life_secs_max));
+            ssh(&mut data, minting, intent, asked, &mut handle, latest(asked.ttl_secs))
+        }
     };
     let credential =
         read.map_err(|Mismatch(why)| unknown(format!("what came is not what was asked for: {why}"), &handle))?;
@@ -319,13 +332,19 @@ fn pki(
     minting: &Minting,
     asked: &Ask,
     handle: &mut VaultHandle,
-    received: Timestamp,
+    latest: Timestamp,
 ) -> Result<Credential, Mismatch> {
     let private = data.text("private_key").map(Secret::new);
     let serial = data.text("serial_number")?;
     check_serial(&serial).map_err(Mismatch)?;
     handle.serial = Some(serial.clone());
     let certificate = data.text("certificate")?;
+    if handle.lease_id.is_some() != minting.settings.generate_lease {
+        let (is, says) = (handle.lease_id.is_some(), minting.settings.generate_lease);
+        let why = format!("the role has generate_lease={is}, the catalogue says {says}");
+        handle.certificate = Some(certificate).filter(|_| minting.settings.no_store);
+        return Err(Mismatch(why));
+    }
     if minting.settings.no_store {
         handle.certificate = Some(certificate.clone());
     }
@@ -338,7 +357,7 @@ fn pki(
     if facts.other_names || facts.names.is_empty() || !facts.names.is_subset(&asked.names) {
         return Err(Mismatch("the certificate has names that were not asked for".to_owned()));
     }
-    if facts.not_after > received.plus_secs(asked.ttl_secs + ROUNDING_SECS) {
+    if facts.not_after > latest {
         return Err(Mismatch("the certificate lives longer than was asked for".to_owned()));
     }
     let mut chain = data.texts("ca_chain");
@@ -385,21 +404,26 @@ fn certificate_facts(pem: &str) -> Result<CertificateFacts, String> {
 
 fn ssh(
     data: &mut Fields,
+    minting: &Minting,
     intent: &LeaseIntent,
     asked: &Ask,
     handle: &mut VaultHandle,
-    received: Timestamp,
+    latest: Timestamp,
 ) -> Result<Credential, Mismatch> {
     let serial = data.text("serial_number")?;
     check_serial(&serial).map_err(Mismatch)?;
     handle.serial = Some(serial.clone());
     handle.key_id = Some(intent.name.clone());
-    let latest = received.plus_secs(asked.ttl_secs + ROUNDING_SECS);
-    // Until the certificate is read: the longest that the role may have given.
-    handle.not_after = Some(received.plus_secs(handle.life_secs_max + ROUNDING_SECS));
     let certificate = data.text("signed_key")?.trim().to_owned();
     let Some(key) = &asked.key else { return Err(Mismatch("no key was sent".to_owned())) };
-    let wanted = Wanted { public: &key.public, principals: &asked.names, key_id: &intent.name, not_after_max: latest };
+    let wanted = Wanted {
+        public: &key.public,
+        principals: &asked.names,
+        key_id: &intent.name,
+        extensions: &minting.settings.extensions,
+        critical_options: &minting.settings.critical_options,
+        not_after_max: latest,
+    };
     let read = read_certificate(&certificate).map_err(Mismatch)?;
     handle.not_after = Some(ends(&read));
     check_certificate(&read, &wanted).map_err(Mismatch)?;

@@ -2,7 +2,8 @@
 //! `ssh/sign/R`) is minted under a token of its own, and ended with the evidence that the target allows.
 //!
 //! `settings.rs` reads the operator's words; `login.rs`, `mint.rs` make; `ending.rs`, `recover.rs`, `sweep.rs`
-//! end; `check.rs` looks at the live target; `api.rs` is the HTTP. What was found by experiment, and why the
+//! end; `check.rs`, `rights.rs`, `roles.rs`, `trial.rs`
+//! look at the live target; `api.rs` is the HTTP. What was found by experiment, and why the
 //! order is as it is, stands at each step.
 
 mod api;
@@ -15,6 +16,8 @@ mod mint;
 mod path;
 mod recover;
 mod resource;
+mod rights;
+mod roles;
 mod settings;
 mod ssh;
 mod sweep;
@@ -47,8 +50,6 @@ use crate::core::permission::Permission;
 use crate::time::Clock;
 
 pub use crate::core::revocability::RESIDUAL_UNBOUNDED_SECS;
-/// How many endings are under way at the target at once.
-const ENDINGS_AT_ONCE: usize = 16;
 /// One Vault or OpenBao.
 pub struct VaultConnector {
     inner: Arc<Inner>,
@@ -64,10 +65,12 @@ pub(crate) struct Inner {
     behind: Option<Arc<dyn Connector>>,
     /// Mints of this process that have not come back: their leases are not looked for yet.
     under_way: parking_lot::Mutex<HashSet<LeaseId>>,
+    /// Leases in doubt that are not settled yet, and when each was first seen here (boot clock).
+    in_doubt: parking_lot::Mutex<HashMap<LeaseId, u64>>,
     /// Users at the database behind that no lease explained, and when they were first seen (boot clock).
     first_seen: parking_lot::Mutex<HashMap<String, u64>>,
-    /// Paths whose revocation was seen to cut an open session.
-    cuts: parking_lot::Mutex<HashSet<String>>,
+    /// Paths whose roles are not the ones that `revocation_tried` stands for.
+    untried: parking_lot::Mutex<HashSet<String>>,
 }
 
 impl VaultConnector {
@@ -84,8 +87,8 @@ impl VaultConnector {
         let (settings, api, minting) = read(target, resources, base, behind.is_some())?;
         let deadline = Duration::from_secs(settings.request_deadline_secs);
         let logins = Logins::new(settings.auth.clone(), base.to_owned(), signer, clock.clone(), deadline);
-        let (under_way, first_seen, cuts) = Default::default();
-        let inner = Inner { settings, api, clock, logins, minting, behind, under_way, first_seen, cuts };
+        let (under_way, in_doubt, first_seen, untried) = Default::default();
+        let inner = Inner { settings, api, clock, logins, minting, behind, under_way, in_doubt, first_seen, untried };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -160,6 +163,11 @@ impl Inner {
     fn mint_timeout(&self) -> Duration {
         self.mint_deadline() * 9 / 10
     }
+    /// How long a log-in may wait for its mint: so a mint is over at the target within its deadline of the log-in, from
+    /// which whoever looks for one in doubt counts.
+    fn wait_max(&self) -> Duration {
+        self.mint_deadline() / 10
+    }
     fn skew_secs(&self) -> u64 {
         self.settings.skew_secs
     }
@@ -185,7 +193,7 @@ impl Inner {
                 life + self.skew_secs(),
                 format!("Revoked at the CA when the grant ends, which stops those who check CRL or OCSP. Others accept it until it expires, {} at most after issue.", span(life)),
             ),
-            Engine::Database if s.revocation_cuts_sessions && self.cuts.lock().contains(minting.path.as_str()) => (
+            Engine::Database if s.revocation_tried.is_some() && !self.untried.lock().contains(minting.path.as_str()) => (
                 RevocabilityMode::Immediate,
                 0,
                 "The user is dropped and its sessions are cut when the grant ends (tried on this role).".to_owned(),
@@ -292,18 +300,6 @@ impl Connector for VaultConnector {
         now: Timestamp,
     ) -> Result<Gone, RevokeError> {
         self.inner.end(lease, Some(known), now).await
-    }
-
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp) -> Vec<Result<Gone, RevokeError>> {
-        let mut out = Vec::with_capacity(leases.len());
-        for chunk in leases.chunks(ENDINGS_AT_ONCE) {
-            let mut endings = Vec::with_capacity(chunk.len());
-            for lease in chunk {
-                endings.push(self.inner.end(lease, None, now));
-            }
-            out.extend(futures::future::join_all(endings).await);
-        }
-        out
     }
 
     fn keys(&self, handle: &Handle) -> Vec<String> {

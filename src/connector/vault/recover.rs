@@ -1,6 +1,9 @@
 //! A lease in doubt: the broker died, or the answer of the mint was lost. Ending the accessor is necessary and not
 //! enough. Of 60 kills, 4 left leases that are not linked to their token and 4 left users without any lease, and a
 //! mint that is still running answers 200 under a dead token.
+//!
+//! What is somebody else's is told by ages alone: the target's own for leases, the boot-time clock for the doubt and
+//! for users. A step of the wall clock makes nothing look absent (guarantees 5 and 10).
 
 use std::collections::BTreeSet;
 
@@ -30,9 +33,10 @@ enum Verdict {
     End,
 }
 
-/// `since_intent_secs` is the age of the intent in doubt, `deadline_secs` the longest mint.
-fn verdict(age_secs: i64, since_intent_secs: i64, deadline_secs: i64) -> Verdict {
-    if age_secs + RECORDING_SECS < since_intent_secs - deadline_secs {
+/// `in_doubt_secs` is how long the doubt is known here, by the boot-time clock: its mint began before that.
+/// `deadline_secs` is the longest mint.
+fn verdict(age_secs: i64, in_doubt_secs: i64, deadline_secs: i64) -> Verdict {
+    if age_secs + RECORDING_SECS < in_doubt_secs - deadline_secs {
         Verdict::NotOurs
     } else if age_secs < deadline_secs {
         Verdict::Wait
@@ -41,7 +45,30 @@ fn verdict(age_secs: i64, since_intent_secs: i64, deadline_secs: i64) -> Verdict
     }
 }
 
+/// What the journal explains, as it was when a call began. Nothing is ended on the word of an older one: what was
+/// recorded since would look like nobody's.
+struct Known<'a> {
+    names: Option<&'a BTreeSet<String>>,
+    read_at_boot_ms: u64,
+}
+
+impl Known<'_> {
+    fn explains(&self, name: &str) -> bool {
+        self.names.is_some_and(|names| names.contains(name))
+    }
+}
+
 impl Inner {
+    /// What is ended is older than the longest mint when it is ended. So it was made half of that before the set was
+    /// read, and its record, if there is to be one, is in the set.
+    fn still_known(&self, known: &Known<'_>) -> Result<(), RevokeError> {
+        let age_ms = self.clock.boot_ms().saturating_sub(known.read_at_boot_ms);
+        if u128::from(age_ms) > self.mint_deadline().as_millis() / 2 {
+            return Err(retry("what the journal explains was read too long ago; it is read again"));
+        }
+        Ok(())
+    }
+
     /// Ends whatever a mint in doubt may have left: its token, then (once no mint can be under way) leases and users
     /// that nothing explains.
     pub(super) async fn recover(
@@ -51,6 +78,21 @@ impl Inner {
         known: Option<&BTreeSet<String>>,
         now: Timestamp,
     ) -> Result<Gone, RevokeError> {
+        let known = Known { names: known, read_at_boot_ms: self.clock.boot_ms() };
+        let in_doubt_since = *self.in_doubt.lock().entry(lease.intent.lease).or_insert(known.read_at_boot_ms);
+        let gone = self.recover_from(lease, handle, &known, in_doubt_since, now).await?;
+        self.in_doubt.lock().remove(&lease.intent.lease);
+        Ok(gone)
+    }
+
+    async fn recover_from(
+        &self,
+        lease: &Lease,
+        handle: &VaultHandle,
+        known: &Known<'_>,
+        in_doubt_since_boot_ms: u64,
+        now: Timestamp,
+    ) -> Result<Gone, RevokeError> {
         self.end_token(handle).await?;
         let users = match (handle.engine, &handle.username_prefix) {
             // Also before the wait is over: from now on it counts how long they have been there.
@@ -58,7 +100,8 @@ impl Inner {
             _ => None,
         };
         let deadline = self.mint_deadline();
-        let intended_at = lease.intent.intended_at;
+        // The log-in comes after the intent, and on the wall clock, which may be the later of the two.
+        let intended_at = lease.intent.intended_at.max(handle.prepared_at.unwrap_or_default());
         let since_ms = now.ms_since(intended_at);
         if u128::from(since_ms) < deadline.as_millis() {
             let left = deadline.as_secs().saturating_sub(since_ms / 1000);
@@ -69,9 +112,7 @@ impl Inner {
         let mut ended = 0u64;
         let mut looked = None;
         if handle.swept {
-            let deadline_secs = i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX);
-            let since_secs = i64::try_from(since_ms / 1000).unwrap_or(i64::MAX);
-            ended = self.end_unexplained(handle, known, since_secs, deadline_secs).await?;
+            ended = self.end_unexplained(handle, known, in_doubt_since_boot_ms).await?;
             looked = Some(format!(
                 "LIST sys/leases/lookup/{} has no lease that the journal doesn't explain ({ended} ended)",
                 handle.path
@@ -107,24 +148,26 @@ impl Inner {
     async fn end_unexplained(
         &self,
         handle: &VaultHandle,
-        known: Option<&BTreeSet<String>>,
-        since_secs: i64,
-        deadline_secs: i64,
+        known: &Known<'_>,
+        in_doubt_since_boot_ms: u64,
     ) -> Result<u64, RevokeError> {
+        let deadline_secs = i64::try_from(self.mint_deadline().as_secs()).unwrap_or(i64::MAX);
         let mut ended = 0;
         for last in [false, true] {
             let mut to_end = Vec::new();
             for id in self.list(handle).await? {
-                if known.is_some_and(|known| known.contains(&id)) {
+                if known.explains(&id) {
                     continue;
                 }
                 let Looked::Live { age_secs, .. } = self.look(handle, &id).await? else { continue };
-                match verdict(age_secs, since_secs, deadline_secs) {
+                let in_doubt_ms = self.clock.boot_ms().saturating_sub(in_doubt_since_boot_ms);
+                let in_doubt_secs = i64::try_from(in_doubt_ms / 1000).unwrap_or(i64::MAX);
+                match verdict(age_secs, in_doubt_secs, deadline_secs) {
                     Verdict::NotOurs => {}
                     Verdict::Wait => {
                         return Err(retry("a lease that was just made is not in the journal yet; looking again"));
                     }
-                    Verdict::End if known.is_none() => {
+                    Verdict::End if known.names.is_none() => {
                         return Err(retry(
                             "leases are there that may be this one's; a sweep decides which the journal explains",
                         ));
@@ -139,6 +182,7 @@ impl Inner {
                 break;
             }
             for id in to_end {
+                self.still_known(known)?;
                 self.end_lease(handle, &id).await?;
                 ended += 1;
             }
@@ -160,8 +204,8 @@ impl Inner {
         let ns = handle.namespace.as_deref();
         let reply = match self.logins.as_janitor(&self.api, ns, "LIST", &path, None, self.deadline()).await {
             Ok(reply) => reply,
-            // Only an empty list: a wrong namespace or mount has words.
-            Err(fault) if fault.kind == Kind::NotFound && fault.message == "404" => return Ok(Vec::new()),
+            // Only the target's own empty list: a wrong namespace or mount has words, and a gateway's 404 is no proof.
+            Err(fault) if fault.kind == Kind::Empty => return Ok(Vec::new()),
             Err(fault) => return Err(fault.into()),
         };
         let ids: Vec<String> =
@@ -177,26 +221,26 @@ impl Inner {
         &self,
         users: Vec<super::sweep::User>,
         handle: &VaultHandle,
-        known: Option<&BTreeSet<String>>,
+        known: &Known<'_>,
     ) -> Result<u64, RevokeError> {
         let mut ended = 0;
         for user in users {
-            let explained = known.is_some_and(|known| known.contains(&format!("user:{}", user.found.name)));
-            if explained {
+            if known.explains(&format!("user:{}", user.found.name)) {
                 continue;
             }
-            if known.is_none() {
+            if known.names.is_none() {
                 return Err(retry(
                     "users are there that may be this one's; a sweep decides which the journal explains",
                 ));
             }
+            self.still_known(known)?;
             self.end_user(&user).await?;
             ended += 1;
         }
         if ended > 0 {
             let prefix = handle.username_prefix.as_deref().unwrap_or_default();
             let left = self.users(prefix).await.map_err(|SweepError(why)| retry(why))?;
-            if left.iter().any(|u| known.is_some_and(|k| !k.contains(&format!("user:{}", u.found.name)))) {
+            if left.iter().any(|u| !known.explains(&format!("user:{}", u.found.name))) {
                 return Err(retry(
                     "users that nothing explains go on appearing; is the role used by something else? (`dedicated`)",
                 ));
@@ -212,11 +256,15 @@ mod tests {
 
     #[test]
     fn only_leases_that_no_running_mint_can_own_are_ended() {
-        // Deadline 100 s. The intent in doubt is 300 s old: its lease, if any, is 200 to 300 s old.
+        // Deadline 100 s. The doubt is known for 300 s: its lease, if any, is at least 200 s old, however old the intent.
         assert_eq!(verdict(0, 300, 100), Verdict::NotOurs);
         assert_eq!(verdict(194, 300, 100), Verdict::NotOurs);
         assert_eq!(verdict(195, 300, 100), Verdict::End);
         assert_eq!(verdict(300, 300, 100), Verdict::End);
+        assert_eq!(verdict(4000, 300, 100), Verdict::End);
+        // Known for a moment, as after a start: nothing is somebody else's because it is young.
+        assert_eq!(verdict(0, 0, 100), Verdict::Wait);
+        assert_eq!(verdict(100, 0, 100), Verdict::End);
         // Just past the deadline: anything young may be ours or another's.
         assert_eq!(verdict(0, 100, 100), Verdict::Wait);
         assert_eq!(verdict(99, 120, 100), Verdict::Wait);

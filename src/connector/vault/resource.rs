@@ -39,9 +39,12 @@ pub(super) struct ResourceSettings {
     /// database: what the role's `username_template` puts before each name.
     #[serde(default)]
     pub username_prefix: Option<String>,
-    /// database: the role's revocation statements terminate sessions. Believed once `config check --live` has tried it.
+    /// database: the role's revocation statements terminate sessions: `config check --live` shall try it.
     #[serde(default)]
     pub revocation_cuts_sessions: bool,
+    /// database: what that said when it had tried it. Only then a reviewer reads that sessions are cut.
+    #[serde(default)]
+    pub revocation_tried: Option<String>,
     /// database: sessions end after so long whatever happens (a pooler's or proxy's limit).
     #[serde(default)]
     pub session_secs_max: Option<u64>,
@@ -190,6 +193,7 @@ fn foreign_fields(s: &ResourceSettings, wrong: &mut dyn FnMut(String)) {
         (Engine::Database, "postgres_target", s.postgres_target.is_some()),
         (Engine::Database, "username_prefix", s.username_prefix.is_some()),
         (Engine::Database, "revocation_cuts_sessions", s.revocation_cuts_sessions),
+        (Engine::Database, "revocation_tried", s.revocation_tried.is_some()),
         (Engine::Database, "session_secs_max", s.session_secs_max.is_some()),
         (Engine::Database, "connection", !s.connection.is_empty()),
         (Engine::Pki, "common_name", s.common_name.is_some()),
@@ -216,6 +220,11 @@ fn database(s: &ResourceSettings, wrong: &mut dyn FnMut(String)) {
     }
     if s.postgres_target.is_some() && (s.username_prefix.is_none() || !s.dedicated) {
         wrong("`postgres_target` is for sweeps: it needs `username_prefix` (as in the role's `username_template`) and `dedicated = true`".to_owned());
+    }
+    if let Some(tried) = &s.revocation_tried
+        && (!s.revocation_cuts_sessions || tried.len() != 64 || !tried.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
+        wrong("`revocation_tried` is what `config check --live` says (64 hex digits), with `revocation_cuts_sessions = true`".to_owned());
     }
     if s.connection.len() > 16 || s.connection.values().any(|v| v.len() > 512) {
         wrong("`connection` may have 16 values of 512 bytes".to_owned());

@@ -1,6 +1,6 @@
 //! SSH keys made in the broker, and the check that a signed certificate is what was asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use ssh_key::private::{Ed25519Keypair, Ed25519PrivateKey, KeypairData};
@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 
 use crate::core::id::Timestamp;
 use crate::core::secret::Secret;
+
+/// Most option names that an error names.
+const OPTIONS_TOLD_MAX: usize = 16;
 
 /// A fresh key pair, as OpenSSH writes it.
 pub(super) struct FreshKey {
@@ -42,6 +45,10 @@ pub(super) struct Wanted<'a> {
     pub principals: &'a BTreeSet<String>,
     /// Our key id.
     pub key_id: &'a str,
+    /// Exactly these extensions: each opens something.
+    pub extensions: &'a BTreeMap<String, String>,
+    /// Exactly these critical options: each closes something.
+    pub critical_options: &'a BTreeMap<String, String>,
     /// The latest end.
     pub not_after_max: Timestamp,
 }
@@ -74,6 +81,22 @@ pub(super) fn check_certificate(cert: &Certificate, wanted: &Wanted<'_>) -> Resu
         return Err(
             "the certificate has another key id than was asked for; set allow_user_key_ids=true on the role".to_owned()
         );
+    }
+    for (what, is, wanted) in [
+        ("extensions", cert.extensions(), wanted.extensions),
+        ("critical options", cert.critical_options(), wanted.critical_options),
+    ] {
+        if !is.iter().eq(wanted) {
+            let names = |options: Vec<&String>| {
+                let names: Vec<_> = options.iter().map(|n| format!("`{}`", n.escape_debug())).collect();
+                names.join(", ")
+            };
+            return Err(format!(
+                "the certificate has other {what} ({}) than the catalogue ({})",
+                names(is.keys().take(OPTIONS_TOLD_MAX).collect()),
+                names(wanted.keys().take(OPTIONS_TOLD_MAX).collect()),
+            ));
+        }
     }
     if ends(cert) > wanted.not_after_max {
         return Err("the certificate lives longer than was asked for".to_owned());

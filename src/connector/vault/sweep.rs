@@ -25,6 +25,7 @@ pub(super) struct User {
 impl Inner {
     /// Lists each dedicated role once, whichever resources use it.
     pub(super) async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
+        self.look_at_tried_roles().await?;
         let ns = self.settings.namespace.as_deref();
         let roles: BTreeMap<&str, _> =
             self.minting.values().filter(|m| m.swept()).map(|m| (m.path.as_str(), m)).collect();
