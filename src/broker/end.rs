@@ -1,9 +1,8 @@
-//! Endings: complete, cancel, revoke, freeze. A grant and everything below it end in one write (guarantee 7).
+//! Endings: complete, cancel, revoke, freeze. How they are recorded is in `endings.rs`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::core::decide::{Command, decide, is_overdue};
+use crate::core::decide::{Command, is_overdue};
 use crate::core::event::{EndCause, Event, Invocation, Selector};
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, TaskKey, TaskName};
@@ -12,61 +11,18 @@ use crate::identity::VerifiedAgent;
 use crate::policy::PersonAction;
 use crate::store::{Batch, StoreError};
 
+use super::endings::What;
 use super::vote::Reviewer;
-use super::{Broker, BrokerError, CONFLICT_TRIES_MAX, numbered, request};
+use super::{Broker, BrokerError};
 
-/// Grants that a freeze ends in one write.
-const FREEZE_CHUNK: usize = 100;
 /// Longest tool name, status, or argument that is recorded, in characters.
 pub const INVOCATION_TEXT_CHARS_MAX: usize = 256;
+/// Longest number in `exit:N`, in characters: `-2147483648`.
+const EXIT_CHARS_MAX: usize = 11;
 /// Most arguments that are recorded with an invocation.
 pub const INVOCATION_ARGUMENTS_MAX: usize = 64;
 
 impl Broker {
-    /// Ends a grant and everything below it. Over already: nothing happens, and that is success (guarantee 11).
-    pub async fn end(&self, id: GrantId, cause: EndCause) -> Result<Arc<Grant>, BrokerError> {
-        self.end_all(&[id], &cause, None).await?;
-        self.store.grant(id).await?.ok_or(BrokerError::NotFound)
-    }
-
-    /// Ends grants with everything below them, and whatever `also` says, in one write. Returns what it ended.
-    pub(super) async fn end_all(
-        &self,
-        ids: &[GrantId],
-        cause: &EndCause,
-        also: Option<&Event>,
-    ) -> Result<Vec<GrantId>, BrokerError> {
-        for _ in 0..CONFLICT_TRIES_MAX {
-            let now = self.now();
-            let mut events: Vec<Event> = also.into_iter().cloned().collect();
-            let mut done = BTreeSet::new();
-            let mut ended = Vec::new();
-            for id in ids {
-                for grant in self.store.subtree(*id).await? {
-                    if !done.insert(grant.id) {
-                        continue;
-                    }
-                    let own = ids.contains(&grant.id);
-                    let cause = if own { cause.clone() } else { EndCause::ParentEnded };
-                    let made = decide(&grant, &Command::Finish { cause }, now)?;
-                    if !made.is_empty() {
-                        ended.push(grant.id);
-                        events.extend(numbered(grant.id, grant.version, made));
-                    }
-                }
-            }
-            if events.is_empty() {
-                return Ok(ended);
-            }
-            match self.store.append(Batch { expect: Vec::new(), events, at: now, urgent: true }).await {
-                Ok(_) => return Ok(ended),
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(BrokerError::Unavailable("too much happened at once; try again".to_owned()))
-    }
-
     /// The agent is done with a grant.
     pub async fn complete(&self, agent: &VerifiedAgent, id: GrantId) -> Result<Arc<Grant>, BrokerError> {
         self.own(agent, id).await?;
@@ -82,18 +38,8 @@ impl Broker {
     /// The agent is done with a task: all its grants end, with what hangs from them, and no more are made.
     pub async fn complete_task(&self, agent: &VerifiedAgent, task: &TaskName) -> Result<Vec<GrantId>, BrokerError> {
         let key = TaskKey { agent: agent.id.clone(), task: task.clone() };
-        let grants: Vec<GrantId> = self.store.task_grants(&key).await?.iter().map(|g| g.id).collect();
-        if self.store.task_completed(&key).await? {
-            return Ok(Vec::new());
-        }
-        let completed = Event::TaskCompleted { task: key.clone() };
-        let mut ended = self.end_all(&grants, &EndCause::TaskCompleted, Some(&completed)).await?;
-        // A request that was on its way when the list was read is refused by now, or on the list now.
-        let late: Vec<GrantId> = self.store.task_grants(&key).await?.iter().map(|g| g.id).collect();
-        if !late.is_empty() {
-            ended.extend(self.end_all(&late, &EndCause::TaskCompleted, None).await?);
-        }
-        Ok(ended)
+        // Again for one that is completed already: whatever there still is of it ends.
+        self.end_all(What::Task(&key), &EndCause::TaskCompleted).await
     }
 
     /// A sign of life.
@@ -102,7 +48,7 @@ impl Broker {
         let now = self.now();
         match grant.state {
             GrantState::Active { ends_at, .. } if now < ends_at => {
-                self.heartbeats.beat(id, now);
+                self.heartbeats.beat(&grant, now);
                 Ok(grant)
             }
             GrantState::Active { .. } => Err(BrokerError::Over { why: "its time is up".to_owned() }),
@@ -119,8 +65,18 @@ impl Broker {
     ) -> Result<Arc<Grant>, BrokerError> {
         self.own(agent, id).await?;
         check_invocation(&invocation)?;
+        let invocation = Invocation {
+            arguments_digest: invocation.arguments_digest.map(|digest| self.arguments_hash(&digest)),
+            ..invocation
+        };
         let max = self.rules().config.limits.invocations_per_grant_max;
         self.command(id, &Command::Report { invocation, max }, false).await
+    }
+
+    /// What the record has of a command's arguments: whoever reads it can compare, and without our key guess nothing.
+    fn arguments_hash(&self, digest: &str) -> String {
+        let digest = digest.to_ascii_lowercase();
+        hex::encode(self.names.mac("countersign arguments", &[digest.as_bytes()]))
     }
 
     /// A person takes a grant away.
@@ -136,14 +92,7 @@ impl Broker {
     /// What a freeze would end.
     pub async fn would_freeze(&self, by: &Reviewer, selector: &Selector) -> Result<Vec<GrantId>, BrokerError> {
         self.require_anywhere(by, PersonAction::Freeze)?;
-        let rules = self.rules();
-        let mut ids: BTreeSet<GrantId> = BTreeSet::new();
-        for grant in self.store.open_grants().await? {
-            if request::selects(&rules, selector, &grant.request) {
-                ids.extend(self.store.subtree(grant.id).await?.iter().map(|g| g.id));
-            }
-        }
-        Ok(ids.into_iter().collect())
+        self.covered(selector).await
     }
 
     /// Refuses new grants that match, and ends those there are. Holds until it is lifted.
@@ -160,13 +109,14 @@ impl Broker {
         let event = Event::Frozen { id, selector: selector.clone(), by: by.person.clone(), reason };
         // First the door is closed, then the room is emptied: nothing slips in between.
         let batch = Batch { expect: Vec::new(), events: vec![event], at: self.now(), urgent: true };
-        self.store.append(batch).await?;
-        let mut ended = Vec::new();
-        let covered = self.would_freeze(by, &selector).await?;
-        for chunk in covered.chunks(FREEZE_CHUNK) {
-            ended.extend(self.end_all(chunk, &EndCause::Frozen { id }, None).await?);
+        match self.store.append(batch.clone()).await {
+            Ok(_) => Ok((id, self.enforce(id, &selector).await?)),
+            Err(StoreError::Unavailable(why)) => {
+                self.freeze_later(id, &selector, batch.events).await?;
+                Err(BrokerError::Unrecorded(why))
+            }
+            Err(error) => Err(error.into()),
         }
-        Ok((id, ended))
     }
 
     /// Lifts a freeze.
@@ -214,7 +164,11 @@ fn check_invocation(invocation: &Invocation) -> Result<(), BrokerError> {
     }
     let status = invocation.status.as_str();
     if !matches!(status, "started" | "ok" | "failed")
-        && status.strip_prefix("exit:").and_then(|n| n.parse::<i32>().ok()).is_none()
+        && status
+            .strip_prefix("exit:")
+            .filter(|n| n.len() <= EXIT_CHARS_MAX)
+            .and_then(|n| n.parse::<i32>().ok())
+            .is_none()
     {
         return bad("status", "one of started, ok, failed, exit:N");
     }

@@ -87,6 +87,9 @@ pub enum BrokerError {
     /// The journal can't be written: nothing is minted (guarantee 8).
     #[error("the broker can't record anything now, so it does nothing: {0}")]
     Unavailable(String),
+    /// The journal can't be written: what is to end is ended all the same (guarantee 8).
+    #[error("it is being ended now, and recorded as soon as the journal can be written: {0}")]
+    Unrecorded(String),
     /// A bug, or a damaged store.
     #[error("internal: {0}")]
     Internal(String),

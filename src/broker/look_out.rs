@@ -10,6 +10,7 @@ use crate::connector::Connector;
 use crate::core::id::{GrantId, ResourceName};
 use crate::core::lease::{Lease, LeaseState};
 
+use super::lanes::Occasion;
 use super::{Broker, BrokerError};
 
 /// How often a target that is down is looked at.
@@ -33,7 +34,7 @@ impl Broker {
             if was_down && !broker.stopping() {
                 tracing::info!(%target, "the target is back; what is due there is ended now");
                 match broker.paused_at(&target).await {
-                    Ok(leases) => broker.end_at(&target, &connector, &leases),
+                    Ok(leases) => broker.end_at(&target, &connector, leases, Occasion::TargetIsBack),
                     Err(error) => tracing::error!(%target, %error, "can't read what is due at a target"),
                 }
             }
@@ -42,11 +43,10 @@ impl Broker {
 
     /// Leases at a target that are to be ended and wait out a pause.
     async fn paused_at(&self, target: &ResourceName) -> Result<Vec<(GrantId, Lease)>, BrokerError> {
-        let (rules, now) = (self.rules(), self.now());
+        let now = self.now();
         let mut out = Vec::new();
         for grant in self.store.open_grants().await? {
             for lease in grant.open_leases() {
-                let resource = rules.catalogue.resource(&lease.intent.permission.resource);
                 let paused = match &lease.state {
                     LeaseState::Revoking { progress, .. } => progress.next_try.is_some_and(|at| now < at),
                     // While its mint may still be under way, nothing can be concluded.
@@ -55,7 +55,7 @@ impl Broker {
                     }
                     _ => false,
                 };
-                if paused && resource.is_some_and(|r| r.target == *target) {
+                if paused && lease.intent.target == *target {
                     out.push((grant.id, lease.clone()));
                 }
             }

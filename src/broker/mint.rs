@@ -59,6 +59,15 @@ struct Flight {
 #[derive(Default)]
 pub struct Flights(Mutex<HashMap<GrantId, Flight>>);
 
+/// Takes a flight off the list however it ends: after a panic too, the next call begins anew.
+struct Landing<'a>(&'a Flights, GrantId);
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
+}
+
 /// Credentials under one grant, ended ones too: each asking costs records, also when the target is down or the last
 /// one is replaced again and again.
 pub const LEASES_PER_GRANT_MAX: usize = 500;
@@ -74,6 +83,7 @@ impl Broker {
         replace: bool,
         key: Option<&str>,
     ) -> Outcome {
+        self.require_started()?;
         let grant = self.own(agent, id).await?;
         if let Some(bound) = &grant.request.confirmation
             && agent.confirmation.as_ref() != Some(bound)
@@ -88,10 +98,9 @@ impl Broker {
                 None => {
                     let broker = Arc::clone(self);
                     // A task of its own: the caller may go away, the flight ends properly.
-                    let task = tokio::spawn(async move {
-                        let outcome = broker.issue(id, replace).await;
-                        broker.flights.0.lock().remove(&id);
-                        outcome.map(Arc::new)
+                    let task = self.driver.mints.spawn(async move {
+                        let _landing = Landing(&broker.flights, id);
+                        broker.issue(id, replace).await.map(Arc::new)
                     });
                     let outcome = task
                         .map(|done| done.unwrap_or_else(|e| Err(BrokerError::Internal(e.to_string()))))
@@ -124,18 +133,19 @@ impl Broker {
         if grant.leases.len() >= LEASES_PER_GRANT_MAX {
             return Err(BrokerError::TooMany { what: "credentials of one grant", max: LEASES_PER_GRANT_MAX });
         }
+        self.clocks_agree(&rules, &grant)?;
         self.leave_nothing_behind(&grant, replace).await?;
         let (grant, intents, mut minted) = self.intend(&rules, id).await?;
-        let context = mint_context(&grant, self.clock.wall());
+        let context = mint_context(&grant, self.clock.passed());
         // Each in a task of its own, run to its end: a mint that is dropped half-way leaks (TARGETS).
         let remote: Vec<_> = intents
             .iter()
             .filter(|i| !minted.contains_key(&i.lease))
-            .filter_map(|i| Some((i.clone(), Arc::clone(rules.behind(&i.permission.resource)?.1))))
+            .filter_map(|i| Some((i.clone(), Arc::clone(rules.connectors.get(&i.target)?))))
             .map(|(intent, connector)| {
                 let (broker, context) = (Arc::clone(self), context.clone());
                 let (of, at) = (intent.clone(), Arc::clone(&connector));
-                (of, at, tokio::spawn(async move { broker.mint_one(connector, intent, context).await }))
+                (of, at, self.driver.mints.spawn(async move { broker.mint_one(connector, intent, context).await }))
             })
             .collect();
         let mut failure = None;
@@ -179,6 +189,9 @@ impl Broker {
         };
         if self.now() >= *ends_at {
             return Ok(Some(EndCause::Expired));
+        }
+        if let Some(cause) = self.unfinished.cause_of(grant.id) {
+            return Ok(Some(cause));
         }
         if let Some(freeze) = super::request::frozen_by(rules, &self.store.freezes().await?.holding, &grant.request) {
             return Ok(Some(EndCause::Frozen { id: freeze.id }));
@@ -259,25 +272,28 @@ impl Broker {
             if lifetime_secs == 0 {
                 return Err(BrokerError::Over { why: "its time is up".to_owned() });
             }
+            // Computed from what would be minted, not read back: guarantee 3.
+            let digest = assessed.approvable.digest().map_err(|e| BrokerError::Internal(e.to_string()))?;
             let attempt = u32::try_from(grant.leases.len()).unwrap_or(u32::MAX);
+            let gone = || BrokerError::Over { why: "the resource is no longer in the catalogue".to_owned() };
             let intents: Vec<LeaseIntent> = assessed
                 .approvable
                 .permissions
                 .iter()
-                .map(|permission| self.intent(&grant, permission, attempt, now, lifetime_secs))
-                .collect();
-            let mut events =
-                decide(&grant, &Command::Intend { intents: intents.clone(), digest: assessed.digest }, now)?;
+                .map(|permission| {
+                    let (resource, _) = rules.behind(&permission.resource).ok_or_else(gone)?;
+                    Ok(self.intent(&grant, permission, &resource.target, attempt, now, lifetime_secs))
+                })
+                .collect::<Result<_, BrokerError>>()?;
+            let mut events = decide(&grant, &Command::Intend { intents: intents.clone(), digest }, now)?;
             let mut minted = BTreeMap::new();
             let mut after = Some((*grant).clone());
             for event in &events {
                 Grant::apply(&mut after, id, event, now).map_err(|e| BrokerError::Internal(e.to_string()))?;
             }
-            let context = mint_context(&grant, self.clock.wall());
+            let context = mint_context(&grant, self.clock.passed());
             for intent in &intents {
-                let (resource, connector) = rules.behind(&intent.permission.resource).ok_or_else(|| {
-                    BrokerError::Over { why: "the resource is no longer in the catalogue".to_owned() }
-                })?;
+                let connector = rules.connectors.get(&intent.target).ok_or_else(gone)?;
                 if !connector.mints_locally() {
                     continue;
                 }
@@ -292,7 +308,7 @@ impl Broker {
                     }
                     events.push(event);
                 }
-                minted.insert(intent.lease, issued(intent.lease, &resource.name, made));
+                minted.insert(intent.lease, issued(intent.lease, &intent.permission.resource, made));
             }
             // Ancestors must be in force at this very moment (guarantee 7): their end changes their version.
             let expect = self.ancestors(&grant, now).await?;
@@ -309,6 +325,7 @@ impl Broker {
         &self,
         grant: &Grant,
         permission: &Permission,
+        target: &ResourceName,
         attempt: u32,
         now: Timestamp,
         lifetime_secs: u64,
@@ -317,6 +334,7 @@ impl Broker {
             lease: crate::keys::random::lease_id(self.random.as_ref()),
             grant: grant.id,
             name: self.names.lease_name(&self.prefix, grant.id, permission, attempt),
+            target: target.clone(),
             permission: permission.clone(),
             intended_at: now,
             lifetime_secs,
@@ -350,13 +368,20 @@ impl Broker {
             Err(error) => return Err(self.mint_failed(&connector, &intent, &error).await),
         };
         if let Some(handle) = &handle {
-            let grant = self.command(id, &Command::Prepared { lease, handle: handle.clone() }, false).await?;
+            let prepared = Command::Prepared { lease, handle: handle.clone() };
+            let grant = match self.command(id, &prepared, false).await {
+                Ok(grant) => grant,
+                Err(error) => {
+                    // The secret isn't asked for, and what the handle stands for is in doubt.
+                    let why = format!("its handle could not be recorded: {error}");
+                    self.settle_later(&connector, &intent, why, Some(handle.clone()));
+                    return Err(error);
+                }
+            };
             if !matches!(grant.state, GrantState::Active { .. }) {
                 // Over meanwhile: the secret isn't asked for. What the handle stands for is ended like any doubt.
                 let why = "the grant was over before the secret was asked for".to_owned();
-                let not_before = self.not_before(connector.as_ref());
-                let command = Command::Unknown { lease, why, handle: None, not_before };
-                self.command(id, &command, true).await?;
+                self.doubt(&connector, &intent, why, None).await;
                 return Err(BrokerError::Over { why: grant.state.word().to_owned() });
             }
         }
@@ -394,24 +419,15 @@ impl Broker {
         intent: &LeaseIntent,
         error: &MintError,
     ) -> BrokerError {
-        let (command, handle, why) = match error {
+        match error {
             MintError::NotMinted { why, .. } => {
-                (Command::NotMinted { lease: intent.lease, why: why.clone() }, None, why.clone())
+                let command = Command::NotMinted { lease: intent.lease, why: why.clone() };
+                if let Err(unrecorded) = self.command(intent.grant, &command, true).await {
+                    tracing::warn!(lease = %intent.lease, %unrecorded, "the outcome of a mint could not be recorded yet");
+                    self.settle_later(connector, intent, why.clone(), None);
+                }
             }
-            MintError::Unknown { why, handle } => (
-                Command::Unknown {
-                    lease: intent.lease,
-                    why: why.clone(),
-                    handle: handle.clone(),
-                    not_before: self.not_before(connector.as_ref()),
-                },
-                handle.clone(),
-                why.clone(),
-            ),
-        };
-        if let Err(unrecorded) = self.command(intent.grant, &command, true).await {
-            tracing::warn!(lease = %intent.lease, %unrecorded, "the outcome of a mint could not be recorded yet");
-            self.settle_later(connector, intent, why, handle);
+            MintError::Unknown { why, handle } => self.doubt(connector, intent, why.clone(), handle.clone()).await,
         }
         not_now(error)
     }
@@ -421,8 +437,25 @@ impl Broker {
         self.now().plus_ms(u64::try_from(connector.mint_deadline().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// The journal could not be written: keep trying to say that this lease is in doubt. If the broker stops before
-    /// that, start-up finds it `Intended` and says the same.
+    /// Says that a lease is in doubt: now, or as soon as that can be recorded.
+    async fn doubt(
+        self: &Arc<Self>,
+        connector: &Arc<dyn Connector>,
+        intent: &LeaseIntent,
+        why: String,
+        handle: Option<Handle>,
+    ) {
+        let not_before = self.not_before(connector.as_ref());
+        let command = Command::Unknown { lease: intent.lease, why: why.clone(), handle: handle.clone(), not_before };
+        if let Err(unrecorded) = self.command(intent.grant, &command, true).await {
+            tracing::warn!(lease = %intent.lease, %unrecorded, "the outcome of a mint could not be recorded yet");
+            self.settle_later(connector, intent, why, handle);
+        }
+    }
+
+    /// What became of a mint could not be recorded: keep trying to say that this lease is in doubt, whatever the
+    /// journal answers, until it is said or the lease is somewhere else by now. If the broker stops before that,
+    /// start-up finds it `Intended` and says the same.
     fn settle_later(
         self: &Arc<Self>,
         connector: &Arc<dyn Connector>,
@@ -430,18 +463,36 @@ impl Broker {
         why: String,
         handle: Option<Handle>,
     ) {
-        let (broker, intent) = (Arc::clone(self), intent.clone());
         let not_before = self.not_before(connector.as_ref());
-        tokio::spawn(async move {
+        let (broker, id, lease) = (Arc::clone(self), intent.grant, intent.lease);
+        let command = Command::Unknown { lease, why, handle, not_before };
+        self.driver.mints.spawn(async move {
             loop {
-                let command =
-                    Command::Unknown { lease: intent.lease, why: why.clone(), handle: handle.clone(), not_before };
-                match broker.command(intent.grant, &command, true).await {
-                    Err(BrokerError::Unavailable(_)) => broker.clock.clock().sleep(RECORD_AGAIN).await,
-                    _ => return,
+                match broker.command(id, &command, true).await {
+                    Ok(_) | Err(BrokerError::Refused(_) | BrokerError::NotFound) => return,
+                    Err(_) if broker.stopping() => return,
+                    Err(error) => {
+                        tracing::warn!(%lease, %error, "a lease in doubt could not be recorded yet");
+                        broker.or_stop(broker.clock.clock().sleep(RECORD_AGAIN)).await;
+                    }
                 }
             }
         });
+    }
+
+    /// Guarantee 10: while the wall clock and the broker's own are apart, nothing is minted that expires by the first.
+    fn clocks_agree(&self, rules: &Rules, grant: &Grant) -> Result<(), BrokerError> {
+        let counts = |p: &Permission| rules.behind(&p.resource).is_some_and(|(_, c)| c.counts_on_wall_clock());
+        let Some(apart_ms) = self.clock.apart_ms() else { return Ok(()) };
+        if !grant.request.permissions.iter().any(counts) {
+            return Ok(());
+        }
+        let why = format!(
+            "the machine's clock was set by {} seconds while the broker ran, and this credential would expire by it; \
+             set the clock right, or restart the broker if it is right now",
+            apart_ms / 1000
+        );
+        Err(BrokerError::NotNow { why, retry_after: 60 })
     }
 }
 
@@ -470,5 +521,25 @@ fn mint_context(grant: &Grant, wall_now: Timestamp) -> MintContext {
         chain: grant.request.chain.clone(),
         confirmation: grant.request.confirmation.clone(),
         wall_now,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_flight_that_panics_is_taken_off_the_list() {
+        let flights = Arc::new(Flights::default());
+        let id = GrantId::from_bytes([7; 16]);
+        let outcome = futures::future::ready(Err(BrokerError::InProgress)).boxed().shared();
+        flights.0.lock().insert(id, Flight { key: None, outcome });
+        let flying = Arc::clone(&flights);
+        let task = tokio::spawn(async move {
+            let _landing = Landing(&flying, id);
+            panic!("on purpose");
+        });
+        assert!(task.await.is_err_and(|e| e.is_panic()));
+        assert!(flights.0.lock().is_empty());
     }
 }

@@ -4,13 +4,17 @@
 //! Each use case is the same five steps: read, ask policy, `decide`, append, answer. Effects at targets are made
 //! by `mint.rs` (after the intent is durable) and by `driver.rs` (from what is durable), never by a decision.
 
+mod budget;
 pub mod driver;
 pub mod end;
+mod endings;
 pub mod error;
 pub mod heartbeat;
 pub mod introspect;
+mod lanes;
 mod look_out;
 pub mod mint;
+pub mod rates;
 pub mod request;
 pub mod review;
 pub mod rules;
@@ -28,7 +32,7 @@ use parking_lot::Mutex;
 use crate::core::decide::{Command, decide};
 use crate::core::event::{Event, GrantEvent};
 use crate::core::grant::Grant;
-use crate::core::id::{GrantId, Timestamp};
+use crate::core::id::{AgentId, GrantId, PersonId, Timestamp};
 use crate::keys::random::Random;
 use crate::keys::{NameKey, NamePrefix};
 use crate::store::{Appended, Batch, Expect, Store, StoreError};
@@ -67,8 +71,12 @@ pub struct Broker {
     pub mode: Mode,
     flights: mint::Flights,
     heartbeats: heartbeat::Heartbeats,
-    refusals: Mutex<request::RefusalBudget>,
-    rates: Mutex<request::Rates>,
+    unfinished: endings::Unfinished,
+    run: Mutex<started::Run>,
+    refusals: Mutex<budget::RefusalBudget<AgentId>>,
+    refused_votes: Mutex<budget::RefusalBudget<PersonId>>,
+    rates: Mutex<rates::Rates>,
+    introspections: Mutex<rates::Rates>,
     driver: driver::DriverState,
 }
 
@@ -91,8 +99,9 @@ pub struct Parts {
 }
 
 impl Broker {
-    /// Puts the parts together. [`Broker::start_up`] must run before requests are taken.
+    /// Puts the parts together. No request is taken before [`Broker::start_up`] is through.
     pub fn new(parts: Parts) -> Arc<Self> {
+        let heartbeats = heartbeat::Heartbeats::since(parts.clock.now());
         Arc::new(Self {
             store: parts.store,
             rules: arc_swap::ArcSwap::from_pointee(parts.rules),
@@ -102,9 +111,13 @@ impl Broker {
             prefix: parts.prefix,
             mode: parts.mode,
             flights: mint::Flights::default(),
-            heartbeats: heartbeat::Heartbeats::default(),
-            refusals: Mutex::new(request::RefusalBudget::default()),
-            rates: Mutex::new(request::Rates::default()),
+            heartbeats,
+            unfinished: endings::Unfinished::default(),
+            run: Mutex::new(started::Run::Unrecorded),
+            refusals: Mutex::default(),
+            refused_votes: Mutex::default(),
+            rates: Mutex::default(),
+            introspections: Mutex::default(),
             driver: driver::DriverState::default(),
         })
     }

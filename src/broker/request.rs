@@ -1,12 +1,12 @@
 //! An agent asks: read, normalise, assess, decide, record.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::request::normalise_all;
 use crate::core::decide::{self, PolicySaid};
 use crate::core::digest::Digest;
-use crate::core::event::{BrokerEvent, DeniedBy, Selector};
+use crate::core::event::{DeniedBy, Selector};
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{AgentId, GrantId, ResourceName, TaskKey, Timestamp};
 use crate::core::permission::Permission;
@@ -38,6 +38,7 @@ impl Broker {
         wanted: GrantRequest,
         idempotency_key: Option<&str>,
     ) -> Result<Arc<Grant>, BrokerError> {
+        self.require_started()?;
         let rules = self.rules();
         check_text(&wanted, rules.config.limits.intent_chars_max)?;
         let content = Digest::of(&wanted).map_err(|_| BrokerError::Invalid {
@@ -48,6 +49,7 @@ impl Broker {
         if let Some(known) = self.known_request(idempotency.as_ref(), content).await? {
             return Ok(known);
         }
+        self.rates.lock().asked(&agent.id, self.now());
         let permissions = {
             let told = std::cell::OnceCell::new();
             let may_know = |name: &ResourceName| {
@@ -115,27 +117,21 @@ impl Broker {
     async fn request_once(&self, rules: &Rules, id: GrantId, asked: &Asked) -> Result<Arc<Grant>, Again> {
         let limits = &rules.config.limits;
         let agent = &asked.facts.id;
+        let (pending_max, open_max) = (limits.pending_per_agent_max, limits.open_grants_per_agent_max);
         let (pending, open) = self.store.open_counts(agent).await?;
-        if pending >= limits.pending_per_agent_max {
-            return Err(BrokerError::TooMany {
-                what: "pending requests of one agent",
-                max: limits.pending_per_agent_max,
-            }
-            .into());
+        if pending >= pending_max {
+            return Err(BrokerError::TooMany { what: "pending requests of one agent", max: pending_max }.into());
         }
-        if open >= limits.open_grants_per_agent_max {
-            return Err(BrokerError::TooMany {
-                what: "open grants of one agent",
-                max: limits.open_grants_per_agent_max,
-            }
-            .into());
+        if open >= open_max {
+            return Err(BrokerError::TooMany { what: "open grants of one agent", max: open_max }.into());
         }
         let task = TaskKey { agent: agent.clone(), task: asked.request.task.clone() };
         if self.store.task_completed(&task).await? {
             return Err(BrokerError::TaskCompleted.into());
         }
         let mut request = asked.request.clone();
-        let mut expect = vec![Expect::TaskOpen(task)];
+        let below = Expect::OpenBelow { agent: agent.clone(), pending: pending_max, open: open_max };
+        let mut expect = vec![Expect::TaskOpen(task), below];
         let parent = match request.parent {
             Some(parent) => Some(self.usable_parent(rules, parent, agent).await?),
             None => None,
@@ -171,21 +167,18 @@ impl Broker {
             let (rule, reason) = (rule.clone(), reason.clone());
             return Err(BrokerError::Denied { grant: None, rule, reason }.into());
         }
-        let heartbeat = request.heartbeat_secs.is_some();
         let events = decide::request(id, request, parent.as_deref(), said, now).map_err(BrokerError::Refused)?;
         let batch = Batch { expect, events: numbered(id, 0, events), at: now, urgent: false };
         self.store.append(batch).await?;
         let grant = self.store.grant(id).await?.ok_or(BrokerError::NotFound)?;
-        if heartbeat {
-            self.heartbeats.watch(id, now);
-        }
         Ok(denied_or(grant)?)
     }
 
     /// The parent, if it is in force and handed to this identity. One answer for every reason why not.
     async fn usable_parent(&self, rules: &Rules, id: GrantId, agent: &AgentId) -> Result<Arc<Grant>, BrokerError> {
         let parent = self.store.head(id).await?.ok_or(BrokerError::Parent)?;
-        let in_force = parent.ends_at().is_some_and(|ends_at| self.now() < ends_at);
+        let in_force =
+            parent.ends_at().is_some_and(|ends_at| self.now() < ends_at) && self.unfinished.cause_of(id).is_none();
         if in_force && rules.may_delegate(&parent.request.agent.id, agent) {
             Ok(parent)
         } else {
@@ -229,7 +222,7 @@ impl Broker {
             .into_iter()
             .map(|h| h.permission)
             .collect();
-        let tree_holds = self.tree_holds(request).await?;
+        let tree_holds = self.tree_holds(id, request, since).await?;
         let assessment = rules.engine.assess(&AssessInput {
             agent: rules.policy_agent(agent, tier_max),
             permissions: request.permissions.clone(),
@@ -286,29 +279,37 @@ impl Broker {
         })))
     }
 
-    /// What the task tree holds: everything in force above this request, and in its task.
-    async fn tree_holds(&self, request: &Request) -> Result<Vec<Permission>, BrokerError> {
-        let mut out = Vec::new();
-        let mut take = |grant: &Grant| {
-            if matches!(grant.state, GrantState::Active { .. } | GrantState::Ending { .. })
-                && let Some(assessed) = &grant.assessed
-            {
-                out.extend(assessed.approvable.permissions.iter().cloned());
+    /// What the task holds, so that nothing is gained by asking in parts: what is in force above this request, below and
+    /// beside it, and what its task held within the window (regression D2).
+    async fn tree_holds(
+        &self,
+        id: GrantId,
+        request: &Request,
+        since: Timestamp,
+    ) -> Result<Vec<Permission>, BrokerError> {
+        let task = TaskKey { agent: request.agent.id.clone(), task: request.task.clone() };
+        let held = self.store.held_in_task(&task, since, Some(id)).await?;
+        let mut out: BTreeSet<Permission> = held.into_iter().collect();
+        // What stands alone in the task is told by what the task holds.
+        let beside = self.store.task_links(&task).await?;
+        let mut roots = BTreeSet::new();
+        for start in beside.into_iter().filter(|other| *other != id).chain(request.parent) {
+            let mut root = start;
+            while let Some(above) = self.store.head(root).await?.and_then(|g| g.request.parent) {
+                root = above;
             }
-        };
-        let mut root = None;
-        let mut above = request.parent;
-        while let Some(id) = above {
-            let Some(grant) = self.store.head(id).await? else { break };
-            root = Some(id);
-            above = grant.request.parent;
+            roots.insert(root);
         }
-        if let Some(root) = root {
-            for grant in self.store.subtree(root).await? {
-                take(&grant);
+        for root in roots {
+            for grant in self.store.subtree(root).await?.iter().filter(|g| g.id != id) {
+                if matches!(grant.state, GrantState::Active { .. } | GrantState::Ending { .. })
+                    && let Some(assessed) = &grant.assessed
+                {
+                    out.extend(assessed.approvable.permissions.iter().cloned());
+                }
             }
         }
-        Ok(out)
+        Ok(out.into_iter().collect())
     }
 
     /// The resources that policy would let this agent ask for: it is told of no others (regression R3).
@@ -329,22 +330,6 @@ impl Broker {
             _ => return,
         };
         self.refusals.lock().count(agent, word);
-    }
-
-    /// Records the refusals that were counted since the last time.
-    pub(super) async fn record_refusals(&self) -> Result<(), StoreError> {
-        let counted = self.refusals.lock().take();
-        for ((agent, problem), count) in counted {
-            self.note(BrokerEvent::Refused { agent, problem: problem.to_owned(), count }).await?;
-        }
-        Ok(())
-    }
-
-    /// Counts a call of an agent against its rate. `Err`: seconds to wait.
-    pub fn admit(&self, agent: &AgentId) -> Result<(), u64> {
-        let rules = self.rules.load();
-        let limits = &rules.config.limits;
-        self.rates.lock().admit(agent, self.now(), limits.requests_per_agent_per_sec, limits.requests_per_agent_burst)
     }
 }
 
@@ -439,94 +424,5 @@ pub(super) fn selects(rules: &Rules, selector: &Selector, request: &Request) -> 
             .permissions
             .iter()
             .any(|p| rules.catalogue.resource(&p.resource).is_some_and(|r| r.target == *target)),
-    }
-}
-
-/// How many refusals of one identity are recorded one by one; the rest is counted.
-#[derive(Debug, Default)]
-pub struct RefusalBudget {
-    recorded: HashMap<AgentId, (u64, u32)>,
-    counted: BTreeMap<(AgentId, &'static str), u64>,
-}
-
-/// Identities whose refusals are counted at once; more are counted as one.
-const COUNTED_MAX: usize = 10_000;
-
-impl RefusalBudget {
-    fn may_record(&mut self, agent: &AgentId, now: Timestamp, per_min: u32) -> bool {
-        let minute = now.0 / 60_000;
-        if self.recorded.len() > COUNTED_MAX {
-            self.recorded.retain(|_, (m, _)| *m == minute);
-        }
-        let entry = self.recorded.entry(agent.clone()).or_insert((minute, 0));
-        if entry.0 != minute {
-            *entry = (minute, 0);
-        }
-        entry.1 += 1;
-        entry.1 <= per_min
-    }
-    fn count(&mut self, agent: &AgentId, problem: &'static str) {
-        if self.counted.len() < COUNTED_MAX || self.counted.contains_key(&(agent.clone(), problem)) {
-            *self.counted.entry((agent.clone(), problem)).or_insert(0) += 1;
-        }
-    }
-    fn take(&mut self) -> BTreeMap<(AgentId, &'static str), u64> {
-        std::mem::take(&mut self.counted)
-    }
-}
-
-/// Token buckets of agents, and their rough recent counts.
-#[derive(Debug, Default)]
-pub struct Rates {
-    buckets: HashMap<AgentId, Bucket>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    milli_tokens: u64,
-    at: Timestamp,
-    hour: u64,
-    this_hour: u64,
-    last_hour: u64,
-}
-
-impl Rates {
-    fn admit(&mut self, agent: &AgentId, now: Timestamp, per_sec: u32, burst: u32) -> Result<(), u64> {
-        let full = u64::from(burst.max(1)) * 1000;
-        let hour = now.0 / 3_600_000;
-        if self.buckets.len() > COUNTED_MAX {
-            // A bucket that is full again carries nothing but the count of an hour.
-            self.buckets.retain(|_, b| hour.saturating_sub(b.hour) < 2);
-        }
-        let bucket = self.buckets.entry(agent.clone()).or_insert(Bucket {
-            milli_tokens: full,
-            at: now,
-            hour,
-            this_hour: 0,
-            last_hour: 0,
-        });
-        if bucket.hour != hour {
-            bucket.last_hour = if bucket.hour + 1 == hour { bucket.this_hour } else { 0 };
-            bucket.this_hour = 0;
-            bucket.hour = hour;
-        }
-        let gained = now.ms_since(bucket.at).saturating_mul(u64::from(per_sec));
-        bucket.milli_tokens = bucket.milli_tokens.saturating_add(gained).min(full);
-        bucket.at = now;
-        if bucket.milli_tokens < 1000 {
-            return Err(1);
-        }
-        bucket.milli_tokens -= 1000;
-        bucket.this_hour += 1;
-        Ok(())
-    }
-    fn recent(&self, agent: &AgentId, now: Timestamp) -> u32 {
-        let hour = now.0 / 3_600_000;
-        let count = self.buckets.get(agent).map_or(0, |b| match hour.saturating_sub(b.hour) {
-            0 => b.this_hour + b.last_hour,
-            1 => b.this_hour,
-            _ => 0,
-        });
-        u32::try_from(count).unwrap_or(u32::MAX)
     }
 }

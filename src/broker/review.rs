@@ -1,5 +1,7 @@
 //! What a reviewer sees: the queue, and everything about one grant. Page, command line and script get the same.
 
+use std::sync::Arc;
+
 use crate::core::event::Event;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, Timestamp};
@@ -62,11 +64,24 @@ impl Broker {
         Ok(queue)
     }
 
+    /// A grant that this person may see, as it stands.
+    async fn seen(&self, by: &Reviewer, id: GrantId) -> Result<Arc<Grant>, BrokerError> {
+        let grant = self.store.grant(id).await?.ok_or(BrokerError::NotFound)?;
+        super::vote::require(&self.rules(), by, PersonAction::See, &grant).map_err(|_| BrokerError::NotFound)?;
+        Ok(grant)
+    }
+
+    /// What an open page compares itself with: the grant's version, its state's word, and who voted last.
+    pub async fn standing(&self, by: &Reviewer, id: GrantId) -> Result<(u64, String, Option<String>), BrokerError> {
+        let grant = self.seen(by, id).await?;
+        let voter = grant.votes.last().map(|v| self.rules().person_name(&v.person));
+        Ok((grant.version, grant.state.word().to_owned(), voter))
+    }
+
     /// Everything about one grant. Unknown and not-to-be-seen can't be told apart.
     pub async fn review(&self, by: &Reviewer, id: GrantId) -> Result<Review, BrokerError> {
         let rules = self.rules();
-        let grant = self.store.grant(id).await?.ok_or(BrokerError::NotFound)?;
-        super::vote::require(&rules, by, PersonAction::See, &grant).map_err(|_| BrokerError::NotFound)?;
+        let grant = self.seen(by, id).await?;
         let assessed = grant.assessed.as_ref();
         let life = assessed.map_or(grant.request.life_secs, |a| a.approvable.life_secs);
         let history = self.store.history(&grant.request.agent.id).await?;

@@ -45,6 +45,7 @@ impl Rules {
             issuer: agent.issuer.clone(),
             method: method_word(agent).to_owned(),
             attributes: agent.attributes.clone(),
+            launcher: agent.launcher.clone(),
             owner: entry.map(|e| e.owner.clone()),
             team: entry.and_then(|e| e.team.clone()),
         }
@@ -88,17 +89,14 @@ impl Rules {
 
     /// Persons who may not vote on a request of this agent with this chain, as the directory says now (guarantee 6).
     pub fn excluded(&self, facts: &AgentFacts, chain: &[AgentId]) -> BTreeSet<PersonId> {
-        let mut out: BTreeSet<PersonId> = chain.iter().filter_map(|a| self.owner_of(a)).collect();
+        let agents = || chain.iter().chain([&facts.id]);
+        let mut out: BTreeSet<PersonId> = agents().filter_map(|a| self.owner_of(a)).collect();
         out.extend(facts.owner.clone());
-        out.extend(self.owner_of(&facts.id));
-        // The one who launched it, where the issuer says who that was.
-        if let Some(launcher) = facts.attributes.get("launched_by") {
-            let person = self
-                .config
-                .person
-                .iter()
-                .find(|p| p.id.as_str() == launcher || p.identities.iter().any(|i| i.subject == *launcher));
-            out.extend(person.map(|p| p.id.clone()));
+        // Whose account an agent runs as, and who launched this one, where the issuer says so.
+        let runs_as = agents().filter_map(|a| a.as_str().split_once('#'));
+        let launcher = facts.launcher.iter().map(|l| (l.issuer.as_str(), l.subject.as_str()));
+        for (issuer, subject) in runs_as.chain(launcher) {
+            out.extend(self.config.persons_with(issuer, subject).map(|p| p.id.clone()));
         }
         out
     }

@@ -13,6 +13,10 @@ use crate::time::Clock;
 /// A wall clock that lags the record by no more than this was not set back; it is only slow.
 pub const BACK_MS_MAX: u64 = 60_000;
 
+/// While wall clock and broker's clock are further apart, nothing is minted that expires on the wall clock. A run may
+/// begin up to [`BACK_MS_MAX`] apart; as much again is for clocks that run unevenly.
+pub const APART_MS_MAX: u64 = 2 * BACK_MS_MAX;
+
 /// The time of one run.
 #[derive(Clone)]
 pub struct RunClock {
@@ -62,6 +66,17 @@ impl RunClock {
     /// The wall clock, for the outside.
     pub fn wall(&self) -> Timestamp {
         self.clock.wall()
+    }
+    /// The moment that both clocks say has passed: what expires on the wall clock is minted from here, and counts as
+    /// expired only here, so that a step that is undone makes nothing live longer and calls nothing dead (guarantees
+    /// 5 and 10).
+    pub fn passed(&self) -> Timestamp {
+        self.wall().min(self.now())
+    }
+    /// How far the two clocks are apart, if that is more than a run may begin with.
+    pub fn apart_ms(&self) -> Option<u64> {
+        let (wall, now) = (self.wall(), self.now());
+        Some(wall.ms_since(now).max(now.ms_since(wall))).filter(|ms| *ms > APART_MS_MAX)
     }
     /// The clock underneath.
     pub fn clock(&self) -> &Arc<dyn Clock> {

@@ -1,63 +1,163 @@
 //! How a run starts: what the last one left is settled before anybody is served.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::core::decide::Command;
 use crate::core::digest::Digest;
-use crate::core::event::{BrokerEvent, EndCause};
-use crate::core::grant::GrantState;
-use crate::core::lease::LeaseState;
+use crate::core::event::{BrokerEvent, EndCause, Event};
+use crate::core::grant::{Grant, GrantState};
+use crate::core::id::GrantId;
+use crate::core::lease::{LeaseIntent, LeaseState};
+use crate::store::Batch;
 
+use super::endings::What;
 use super::run_clock::Start;
-use super::{Broker, BrokerError};
+use super::{Broker, BrokerError, Rules};
+
+/// A start that could not be recorded is tried again after this.
+const START_AGAIN: Duration = Duration::from_millis(500);
+
+/// How far this run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// Its beginning is not on record.
+    Unrecorded,
+    /// Its beginning is; what the last run left isn't settled.
+    Recorded,
+    /// Requests may be taken.
+    Started,
+}
 
 impl Broker {
     /// Records that a run started and with which configuration, and says of every lease that the last run left
-    /// half-way that it is in doubt. One dead target delays nothing here: only the journal is written.
-    pub async fn start_up(&self, start: Start, hashes: BTreeMap<String, Digest>) -> Result<(), BrokerError> {
+    /// half-way that it is in doubt. One dead target delays nothing here: only the journal is written. After an error
+    /// it can be called again: what is done isn't done twice.
+    pub async fn start_up(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
+        if *self.run.lock() == Run::Unrecorded {
+            if let Err(error) = self.record_start(start, hashes).await {
+                if start.clock_set_back {
+                    // Endings don't wait for the record (guarantee 8).
+                    let open = self.store.open_grants().await?;
+                    let active = |g: &&Arc<Grant>| matches!(g.state, GrantState::Active { .. });
+                    let ids: Vec<_> = open.iter().filter(active).map(|g| g.id).collect();
+                    self.end_later(What::Grants(&ids), &|_| EndCause::ClockSetBack).await?;
+                }
+                return Err(error);
+            }
+            *self.run.lock() = Run::Recorded;
+        }
+        let rules = self.rules();
+        let mut outcome = Ok(());
+        for grant in self.store.open_grants().await? {
+            match self.settle_left(&rules, &grant, start).await {
+                // The others are settled all the same.
+                Err(error @ (BrokerError::Unavailable(_) | BrokerError::Unrecorded(_))) => outcome = Err(error),
+                other => other?,
+            }
+        }
+        outcome?;
+        self.enforce_freezes().await;
+        *self.run.lock() = Run::Started;
+        Ok(())
+    }
+
+    /// Goes on with a start that could not be recorded, in the background. Call after [`Broker::drive`]: endings go on
+    /// meanwhile (guarantee 8), and nothing else does.
+    pub fn start_later(self: &Arc<Self>, start: Start, hashes: BTreeMap<String, Digest>) {
+        let broker = Arc::clone(self);
+        self.driver.tracker.spawn(async move {
+            while !broker.stopping() {
+                broker.or_stop(broker.clock.clock().sleep(START_AGAIN)).await;
+                match broker.start_up(start, &hashes).await {
+                    Ok(()) => return tracing::info!("the start is on record; requests are taken"),
+                    Err(error) => tracing::error!(%error, "the start could not be recorded yet; no request is taken"),
+                }
+            }
+        });
+    }
+
+    /// True once requests may be taken.
+    pub fn has_started(&self) -> bool {
+        *self.run.lock() == Run::Started
+    }
+
+    /// What the last run left must be settled before anything new is given.
+    pub(super) fn require_started(&self) -> Result<(), BrokerError> {
+        if self.has_started() {
+            Ok(())
+        } else {
+            let why =
+                "its own start is not on record yet; it tries again by itself, once there is disk space".to_owned();
+            Err(BrokerError::Unavailable(why))
+        }
+    }
+
+    /// Urgent: a full disk must not keep endings from going on after a restart (guarantee 8).
+    async fn record_start(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
         let clock = self.clock.clock();
-        self.note(BrokerEvent::RunStarted {
+        let began = BrokerEvent::RunStarted {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: clock.boot_id(),
             boot_ms: clock.boot_ms(),
             wall: clock.wall(),
             starts_at: start.at,
             clock_set_back: start.clock_set_back,
-        })
-        .await?;
-        self.note(BrokerEvent::ConfigurationLoaded { hashes }).await?;
-        let rules = self.rules();
+        };
+        let events = [began, BrokerEvent::ConfigurationLoaded { hashes: hashes.clone() }];
+        let events = events.map(|what| Event::Broker { what }).to_vec();
+        self.store.append(Batch { expect: Vec::new(), events, at: self.now(), urgent: true }).await?;
+        Ok(())
+    }
+
+    async fn settle_left(&self, rules: &Rules, grant: &Grant, start: Start) -> Result<(), BrokerError> {
         let now = self.now();
-        for grant in self.store.open_grants().await? {
-            for lease in grant.leases.values() {
-                let id = lease.intent.lease;
-                match &lease.state {
-                    LeaseState::Intended => {
-                        let not_before = rules
-                            .behind(&lease.intent.permission.resource)
-                            .map_or(now, |(_, connector)| self.not_before(connector.as_ref()));
-                        let why = "the broker stopped while it was being minted".to_owned();
-                        let command = Command::Unknown { lease: id, why, handle: None, not_before };
-                        self.command(grant.id, &command, true).await?;
-                    }
-                    LeaseState::Live { released_at: None, .. } => {
-                        let why = "the broker stopped before it was handed over".to_owned();
-                        self.command(grant.id, &Command::RevokeLease { lease: id, why }, true).await?;
-                    }
-                    _ => {}
+        for lease in grant.leases.values() {
+            let id = lease.intent.lease;
+            match &lease.state {
+                LeaseState::Intended => {
+                    let why = "the broker stopped while it was being minted";
+                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
-            }
-            if matches!(grant.state, GrantState::Active { .. }) {
-                if start.clock_set_back {
-                    self.end(grant.id, EndCause::ClockSetBack).await?;
-                } else if grant.request.heartbeat_secs.is_some() {
-                    self.heartbeats.watch(grant.id, now);
+                // What the last run put off until a moment that its clock had wrong is due now (guarantee 10).
+                LeaseState::Unknown { since, .. } if start.clock_set_back && now < *since => {
+                    let why = "the clock was set back; it is looked for as if that was noticed now";
+                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
-            } else if grant.request.heartbeat_secs.is_some() {
-                self.heartbeats.watch(grant.id, now);
+                LeaseState::Revoking { since, progress }
+                    if start.clock_set_back && now < progress.next_try.unwrap_or(*since) =>
+                {
+                    let why = "the clock was set back; it is tried again at once".to_owned();
+                    let command = Command::Retry { lease: id, why, next_try: now };
+                    self.command(grant.id, &command, true).await?;
+                }
+                LeaseState::Live { released_at: None, .. } => {
+                    let why = "the broker stopped before it was handed over".to_owned();
+                    self.command(grant.id, &Command::RevokeLease { lease: id, why }, true).await?;
+                }
+                _ => {}
             }
         }
+        let latest = now.plus_secs(rules.config.broker.decide_within_secs);
+        let must_end = match grant.state {
+            GrantState::Active { .. } => true,
+            // It would wait for a vote until a moment that nobody meant.
+            GrantState::Pending { decide_by } => decide_by > latest,
+            _ => false,
+        };
+        if start.clock_set_back && must_end {
+            self.end(grant.id, EndCause::ClockSetBack).await?;
+        }
         Ok(())
+    }
+
+    /// Says of a lease that its mint is in doubt, and looks for it once no mint can be under way any more.
+    async fn in_doubt(&self, rules: &Rules, id: GrantId, intent: &LeaseIntent, why: &str) -> Result<(), BrokerError> {
+        let connector = rules.connectors.get(&intent.target);
+        let not_before = connector.map_or(self.now(), |c| self.not_before(c.as_ref()));
+        let command = Command::Unknown { lease: intent.lease, why: why.to_owned(), handle: None, not_before };
+        self.command(id, &command, true).await.map(|_| ())
     }
 
     /// Records that the run ended in good order.

@@ -18,26 +18,31 @@ pub(super) type Strange = HashMap<String, (u64, bool)>;
 impl Broker {
     /// Sweeps one target once. `Err` says what is to be tried again soon.
     pub(super) async fn sweep(&self, target: &ResourceName, connector: &dyn Connector) -> Result<(), String> {
-        self.tell_all().await?;
+        // What can't be told now is told later: endings don't wait for it (guarantee 8).
+        let mut again = self.tell_all().await.err();
         let first: BTreeSet<String> = self.unexplained(connector).await?.into_iter().map(|f| f.name).collect();
         // A lease that ended while the list was made looks strange too: look again before saying so.
         let mut strange = if first.is_empty() { Vec::new() } else { self.unexplained(connector).await? };
         strange.retain(|found| first.contains(&found.name));
         self.remember(target, &strange);
-        let mut again = None;
         for found in strange {
-            match connector.revoke_found(&found, self.clock.wall()).await {
+            // The ones before may have taken long, and what has a lease by now is somebody's (guarantee 13).
+            if self.is_explained(connector, &found).await? {
+                continue;
+            }
+            match connector.revoke_found(&found, self.clock.passed()).await {
                 Ok(gone) => {
                     tracing::warn!(%target, name = %found.name, "no lease explained this at a target; it is ended");
                     let name = found.name.clone();
                     let gone = BrokerEvent::OrphanGone { target: target.clone(), name, evidence: gone.evidence };
-                    self.tell(target, &found.name, Some(gone)).await?;
+                    again = self.tell(target, &found.name, Some(gone)).await.err().or(again);
                 }
                 Err(error) => {
                     // So young that its mint may be on its way into the record, mostly. After the longest mint, it is told.
                     if self.strange_for_ms(target, &found.name) > connector.mint_deadline().as_millis() {
                         tracing::warn!(%target, name = %found.name, %error, "no lease explains this at a target, and it can't be ended yet");
-                        self.tell(target, &found.name, None).await?;
+                        // It stays among what is to be told.
+                        let _ = self.tell(target, &found.name, None).await;
                     }
                     again = Some(error.to_string());
                 }
@@ -54,14 +59,28 @@ impl Broker {
         let known =
             if found.is_empty() { BTreeSet::new() } else { self.explained(connector, None).await.map_err(text)? };
         for found in found {
-            let explained = known.contains(&found.name)
-                || connector.keys(&found.handle).iter().any(|k| known.contains(k))
-                || self.store.lease_named(&found.name).await.map_err(|e| e.to_string())?.is_some();
-            if !explained {
+            if !self.is_among(&known, connector, &found).await? {
                 out.push(found);
             }
         }
         Ok(out)
+    }
+
+    /// Does a lease explain this, as things stand now?
+    async fn is_explained(&self, connector: &dyn Connector, found: &Found) -> Result<bool, String> {
+        let known = self.explained(connector, None).await.map_err(text)?;
+        self.is_among(&known, connector, found).await
+    }
+
+    async fn is_among(
+        &self,
+        known: &BTreeSet<String>,
+        connector: &dyn Connector,
+        found: &Found,
+    ) -> Result<bool, String> {
+        Ok(known.contains(&found.name)
+            || connector.keys(&found.handle).iter().any(|k| known.contains(k))
+            || self.store.lease_named(&found.name).await.map_err(|e| e.to_string())?.is_some())
     }
 
     fn remember(&self, target: &ResourceName, strange: &[Found]) {
@@ -97,7 +116,7 @@ impl Broker {
         let untold = std::mem::take(&mut *self.driver.untold.lock());
         for (done, chunk) in untold.chunks(TOLD_AT_ONCE).enumerate() {
             let events = chunk.iter().map(|what| Event::Broker { what: what.clone() }).collect();
-            let batch = Batch { expect: Vec::new(), events, at: self.now(), urgent: true };
+            let batch = Batch { expect: Vec::new(), events, at: self.now(), urgent: false };
             if let Err(error) = self.store.append(batch).await {
                 self.driver.untold.lock().extend_from_slice(&untold[done * TOLD_AT_ONCE..]);
                 return Err(error.to_string());

@@ -11,7 +11,7 @@ use crate::policy::{GrantFacts, On, PersonAction, PersonFacts};
 use crate::wire::reviewer::VoteRequest;
 
 use super::{Broker, BrokerError, CONFLICT_TRIES_MAX, Mode, Rules};
-use crate::store::StoreError;
+use crate::store::{Expect, StoreError};
 
 /// Where a vote comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +51,22 @@ pub struct Reviewer {
 impl Broker {
     /// A reviewer votes on exactly what they saw.
     pub async fn vote(&self, by: &Reviewer, id: GrantId, wanted: &VoteRequest) -> Result<Arc<Grant>, BrokerError> {
+        self.require_started()?;
+        // Whoever can't see it hears that there is none, and nothing is recorded: ids can be made up without end.
+        let rules = self.rules();
+        let grant = self.store.head(id).await?.ok_or(BrokerError::NotFound)?;
+        require(&rules, by, PersonAction::See, &grant).map_err(|_| BrokerError::NotFound)?;
         let outcome = self.vote_checked(by, id, wanted).await;
-        if let Err(BrokerError::Refused(_) | BrokerError::NotAllowed(_)) = &outcome
-            && let Err(refused) = &outcome
-        {
-            let problem = refused.to_string();
+        let (word, problem) = match &outcome {
+            Err(error @ BrokerError::Refused(_)) => ("refused", error.to_string()),
+            Err(error @ BrokerError::NotAllowed(_)) => ("not-allowed", error.to_string()),
+            _ => return outcome,
+        };
+        let per_min = rules.config.limits.refusals_per_agent_per_min;
+        if self.refused_votes.lock().may_record(&by.person, self.now(), per_min) {
             self.note(BrokerEvent::VoteRefused { grant: id, person: by.person.clone(), problem }).await?;
+        } else {
+            self.refused_votes.lock().count(&by.person, word);
         }
         outcome
     }
@@ -83,6 +93,15 @@ impl Broker {
             require(&rules, by, PersonAction::See, &grant).map_err(|_| BrokerError::NotFound)?;
             require(&rules, by, PersonAction::Approve, &grant)?;
             let excluded = rules.excluded(&grant.request.agent, &grant.request.chain);
+            if let Some(cause) = self.unfinished.cause_of(id) {
+                return Err(BrokerError::Over { why: super::told::cause_in_words(&cause) });
+            }
+            let freezes = self.store.freezes().await?;
+            if wanted.verdict == Verdict::Approve
+                && let Some(freeze) = super::request::frozen_by(&rules, &freezes.holding, &grant.request)
+            {
+                return Err(BrokerError::Frozen { reason: freeze.reason.clone() });
+            }
             if let Some(stands) = &grant.assessed
                 && stands.digest == wanted.digest
                 && matches!(grant.state, GrantState::Pending { .. })
@@ -110,15 +129,11 @@ impl Broker {
             };
             let overdue = crate::core::decide::is_overdue(&grant, now);
             let events = crate::core::decide::decide(&grant, &Command::Vote { vote, excluded, parent_ends_at }, now)?;
-            let expect = parent.iter().map(|p| crate::store::Expect::Version(p.id, p.version)).collect();
+            let mut expect: Vec<Expect> = parent.iter().map(|p| Expect::Version(p.id, p.version)).collect();
+            expect.push(Expect::FreezeEpoch(freezes.epoch));
             match self.append(&grant, events, expect, now, false).await {
                 Ok(_) if overdue => {}
-                Ok(_) => {
-                    if grant.request.heartbeat_secs.is_some() {
-                        self.heartbeats.watch(id, now);
-                    }
-                    return self.store.grant(id).await?.ok_or(BrokerError::NotFound);
-                }
+                Ok(_) => return self.store.grant(id).await?.ok_or(BrokerError::NotFound),
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -165,7 +180,8 @@ impl Broker {
             return Err("You answer for the agent that asks.".to_owned());
         }
         if excluded.contains(&by.person) || grant.request.excluded_voters.contains(&by.person) {
-            return Err("You launched the agent, or answer for one in its chain.".to_owned());
+            return Err("You launched the agent, it runs as an account of yours, or you answer for one in its chain."
+                .to_owned());
         }
         if grant.votes.iter().any(|v| v.person == by.person) {
             return Err("You have voted already.".to_owned());
