@@ -9,14 +9,14 @@ use url::{Host, Url};
 use crate::core::id::TierName;
 use crate::core::tier::{Friction, Tier};
 
+use super::algorithm::Algorithm;
+use super::claim_path;
 use super::directory::is_trust_domain;
 use super::load::Problem;
 use super::reader::Item;
 use super::secret_ref::SecretRef;
 use super::{BrokerConfig, IssuerConfig, IssuerPreset, Limits, ListenConfig, ReviewerLoginConfig, SpiffeConfig};
 
-/// Signature algorithms that can be named. No `none`, no HMAC: a public key must never verify as a shared one.
-pub const ALGORITHMS: [&str; 9] = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
 /// Most tiers.
 pub const TIERS_MAX: usize = 16;
 /// Longest life of a grant that a tier can give, in seconds.
@@ -184,8 +184,9 @@ pub(super) fn spiffe(
 }
 
 fn algorithms<T>(item: &Item<'_, T>, names: &[String], out: &mut Vec<Problem>) {
-    if names.is_empty() || !names.iter().all(|a| ALGORITHMS.contains(&a.as_str())) {
-        out.push(item.problem(&["algorithms"], format!("`algorithms` may name: {}", ALGORITHMS.join(", "))));
+    if names.is_empty() || names.iter().any(|a| a.parse::<Algorithm>().is_err()) {
+        let all = Algorithm::ALL.map(Algorithm::name).join(", ");
+        out.push(item.problem(&["algorithms"], format!("`algorithms` may name: {all}")));
     }
 }
 
@@ -209,10 +210,26 @@ pub(super) fn issuer(
             check_file(item, &[key], file, base, out);
         }
     }
+    if let Some(launcher) = &i.launcher {
+        if launcher.claim.is_empty() {
+            out.push(item.problem(&["launcher", "claim"], "`claim` must name the claim that holds the launcher's id"));
+        }
+        if let Some(Err(what)) = launcher.issuer.as_deref().map(check_url) {
+            out.push(item.problem(&["launcher", "issuer"], format!("`issuer` {what}")));
+        }
+    }
     for (claim, values) in &i.require {
         if values.is_empty() || values.iter().any(|v| v.is_empty() || v.contains('*')) {
             let what = format!("`{claim}` needs exact values; `*` has no meaning here (regression A13)");
             out.push(item.problem(&["require", claim], what));
+        }
+        if let Err(what) = claim_path::segments(claim) {
+            out.push(item.problem(&["require", claim], what));
+        }
+    }
+    for (name, path) in &i.attributes {
+        if let Err(what) = claim_path::check_attribute(name).and_then(|()| claim_path::segments(path)) {
+            out.push(item.problem(&["attributes", name], what));
         }
     }
     pinned(item, out);
@@ -252,6 +269,9 @@ pub(super) fn reviewer_login(item: &Item<'_, ReviewerLoginConfig>, base: Option<
         out.push(item.problem(&["client_id"], "must name the client registered at the issuer"));
     }
     algorithms(item, &r.algorithms, out);
+    if let Some(Err(what)) = r.groups_claim.as_deref().map(claim_path::segments) {
+        out.push(item.problem(&["groups_claim"], what));
+    }
     within(item, "groups_age_secs_max", r.groups_age_secs_max, 1, 7 * DAY, out);
     within(item, "session_secs_max", r.session_secs_max, 1, 7 * DAY, out);
     within(item, "session_idle_secs_max", r.session_idle_secs_max, 1, r.session_secs_max, out);
@@ -284,7 +304,7 @@ impl TierNames<'_> {
     }
 }
 
-pub(super) fn tiers(items: &[Item<'_, Tier>], out: &mut Vec<Problem>) {
+pub(super) fn tiers(items: &[Item<'_, Tier>], out: &mut Vec<Problem>, warnings: &mut Vec<Problem>) {
     if items.len() > TIERS_MAX {
         out.push(items[TIERS_MAX].problem(&[], format!("more than {TIERS_MAX} tiers")));
     }
@@ -299,6 +319,14 @@ pub(super) fn tiers(items: &[Item<'_, Tier>], out: &mut Vec<Problem>) {
         if t.friction == Friction::Critical && t.approvals < 2 {
             let what = format!("tier {}: friction `critical` is two persons: set approvals = 2 or more", t.name);
             out.push(item.problem(&["approvals"], what));
+        }
+        if t.friction == Friction::High {
+            let what = format!(
+                "tier {}: passkeys are not enforced yet: one click of a browser session decides. What must not rest on \
+                 that belongs in a tier with friction `critical` (two persons, the target typed)",
+                t.name
+            );
+            warnings.push(item.problem(&["friction"], what));
         }
         let Some(milder) = i.checked_sub(1).map(|p| &items[p].value) else { continue };
         if t.approvals < milder.approvals || t.friction < milder.friction {
@@ -323,9 +351,15 @@ pub(super) fn limits(item: &Item<'_, Limits>, out: &mut Vec<Problem>) {
         ("open_grants_per_agent_max", n(l.open_grants_per_agent_max), 1, 100_000),
         ("requests_per_agent_per_sec", l.requests_per_agent_per_sec.into(), 1, 100_000),
         ("requests_per_agent_burst", l.requests_per_agent_burst.into(), 1, 100_000),
+        ("introspections_per_sec", l.introspections_per_sec.into(), 1, 1_000_000),
+        ("introspections_burst", l.introspections_burst.into(), 1, 1_000_000),
+        ("cli_logins_per_address_max", n(l.cli_logins_per_address_max), 1, 10_000),
         ("connections_max", n(l.connections_max), 1, 100_000),
+        ("connections_per_address_max", n(l.connections_per_address_max), 1, 100_000),
         ("handshake_ms_max", l.handshake_ms_max, 100, 60_000),
         ("header_read_ms_max", l.header_read_ms_max, 100, 60_000),
+        ("body_read_ms_max", l.body_read_ms_max, 100, 60_000),
+        ("idle_ms_max", l.idle_ms_max, 100, 600_000),
         ("wait_secs_max", l.wait_secs_max, 1, 300),
         ("delegation_depth_max", n(l.delegation_depth_max), 0, 16),
         ("invocations_per_grant_max", n(l.invocations_per_grant_max), 1, 100_000),

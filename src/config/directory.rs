@@ -1,9 +1,9 @@
-//! The agents directory: which entry an identity matches, and which patterns are sound.
+//! The directories: which entry of the agents an identity matches, which patterns are sound, and whose an account is.
 //! Comparison is byte by byte: case, trailing dots and Unicode variants are other identities (regression A15).
 
 use crate::core::id::{AGENT_ID_BYTES_MAX, AgentId};
 
-use super::AgentConfig;
+use super::{AgentConfig, Config, PersonConfig};
 
 impl AgentConfig {
     /// True if this entry is about that identity.
@@ -32,6 +32,35 @@ pub(super) fn pattern_covers(earlier: &str, later: &str) -> bool {
         (Some(e), Some(l)) => l.starts_with(e),
         (Some(e), None) => later.len() > e.len() && later.starts_with(e),
         (None, _) => earlier == later,
+    }
+}
+
+/// Whose an account isn't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAPerson {
+    /// The people directory has no such account.
+    Unknown,
+    /// The agents directory names it: agents can't review (guarantee 6).
+    Agent,
+}
+
+impl Config {
+    /// Everybody to whom the people directory gives this account.
+    pub fn persons_with<'a, 'b>(
+        &'a self,
+        issuer: &'b str,
+        subject: &'b str,
+    ) -> impl Iterator<Item = &'a PersonConfig> + use<'a, 'b> {
+        let is = move |p: &&'a PersonConfig| p.identities.iter().any(|i| i.issuer == issuer && i.subject == subject);
+        self.person.iter().filter(is)
+    }
+
+    /// The person who reviews with an account. One that the agents directory names is an agent, whoever owns it.
+    pub fn reviewer_of(&self, issuer: &str, subject: &str) -> Result<&PersonConfig, NotAPerson> {
+        if AgentId::oidc(issuer, subject).is_ok_and(|id| agent_entry(&self.agent, &id).is_some()) {
+            return Err(NotAPerson::Agent);
+        }
+        self.persons_with(issuer, subject).next().ok_or(NotAPerson::Unknown)
     }
 }
 
@@ -113,6 +142,53 @@ mod tests {
         }
         assert!(pattern_matches("spiffe://corp/a", &id("spiffe://corp/a")));
         assert!(!pattern_matches("spiffe://corp/a", &id("spiffe://corp/ab")));
+    }
+
+    fn directories() -> Config {
+        toml::from_str(
+            r#"
+            tier = []
+            broker = { issuer = "https://b", reviewer_url = "https://r", data_dir = "d", catalogue = "c", policies = "p" }
+            listen = { agent = "127.0.0.1:1", reviewer = "127.0.0.1:2" }
+            [[person]]
+            id = "ana"
+            name = "Ana"
+            identities = [
+                { issuer = "https://idp", subject = "1" },
+                { issuer = "https://other", subject = "a" },
+                { issuer = "https://idp", subject = "bot-1" },
+            ]
+            [[agent]]
+            match = "https://idp#bot-1"
+            owner = "ana"
+            "#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn d07_two_accounts_of_one_person_are_one_person_byte_by_byte() {
+        let config = directories();
+        let who = |issuer: &str, subject: &str| config.reviewer_of(issuer, subject).map(|p| p.id.as_str());
+        assert_eq!((who("https://idp", "1"), who("https://other", "a")), (Ok("ana"), Ok("ana")));
+        for (issuer, subject) in [
+            ("https://idp", "a"),
+            ("https://idp/", "1"),
+            ("https://IDP", "1"),
+            ("https://idp", "1 "),
+            ("https://idp", "\u{ff11}"),
+            ("https://idp", ""),
+        ] {
+            assert_eq!(who(issuer, subject), Err(NotAPerson::Unknown), "a15 {issuer} {subject:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_never_reviews_though_the_account_is_a_persons() {
+        let config = directories();
+        assert_eq!(config.reviewer_of("https://idp", "bot-1").unwrap_err(), NotAPerson::Agent);
+        let whose: Vec<&str> = config.persons_with("https://idp", "bot-1").map(|p| p.id.as_str()).collect();
+        assert_eq!(whose, ["ana"], "and it is still known whose it is: she can't vote on what it asks for");
     }
 
     #[test]

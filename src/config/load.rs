@@ -185,7 +185,7 @@ fn read_config(
     if tiers.is_empty() && u_tier.is_empty() && has_tiers {
         out.push(Problem { place: source.file.clone(), what: "there is no [[tier]]; add at least one".to_owned() });
     }
-    check::tiers(&tiers, out);
+    check::tiers(&tiers, out, warnings);
     if let Some(l) = &limits {
         check::limits(l, out);
     }

@@ -2,10 +2,12 @@
 //!
 //! [`Config`] is the broker's own file; [`Catalogue`] is the operator's list of what can be asked for.
 
+pub mod algorithm;
 pub mod catalogue;
 mod check;
 mod check_catalogue;
 mod check_people;
+pub mod claim_path;
 pub mod directory;
 pub mod load;
 mod reader;
@@ -24,6 +26,7 @@ pub use secret_ref::SecretRef;
 
 use crate::core::id::{PersonId, TierName};
 use crate::core::tier::Tier;
+use crate::keys::NamePrefix;
 
 /// The broker's own file, as written.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -69,6 +72,10 @@ pub struct BrokerConfig {
     pub catalogue: PathBuf,
     /// The folder of `*.cedar` policies, relative to this file.
     pub policies: PathBuf,
+    /// What every name of this broker's begins with at the targets. A sweep ends what has a name of this form and no lease: two brokers
+    /// at one target need two prefixes.
+    #[serde(default)]
+    pub name_prefix: NamePrefix,
     /// How far back "held within a window" looks for the combination rule, in seconds.
     #[serde(default = "default_window")]
     pub combination_window_secs: u64,
@@ -173,12 +180,27 @@ pub struct IssuerConfig {
     /// Attribute name → claim path (`a.b.c`), beside those of the preset.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
+    /// Which claim says who launched the agent; the presets of GitHub and GitLab know it. That person can't vote on
+    /// what the agent asks for (guarantee 6). A token without the claim is refused.
+    #[serde(default)]
+    pub launcher: Option<LauncherConfig>,
     /// The strictest tier that this issuer's identities may reach; absent: all.
     #[serde(default)]
     pub tier_max: Option<TierName>,
     /// Longest accepted life of a token (`exp − iat`), in seconds.
     #[serde(default = "default_token_life")]
     pub token_life_secs_max: u64,
+}
+
+/// `launcher` of an `[[issuer]]`: where a token names the person who launched the agent.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LauncherConfig {
+    /// Claim path (`a.b.c`) of an immutable id, never of a name that can be given to somebody else.
+    pub claim: String,
+    /// Whose id it is: the `issuer` that the person's identity has in the people directory. Absent: the token's own.
+    #[serde(default)]
+    pub issuer: Option<String>,
 }
 
 fn default_algorithms() -> Vec<String> {
@@ -251,7 +273,7 @@ pub struct PersonConfig {
     pub identities: Vec<PersonIdentity>,
 }
 
-/// One account of a person.
+/// One account of a person: where they log in, or where the agents come from that they launch.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PersonIdentity {
@@ -302,12 +324,25 @@ pub struct Limits {
     pub requests_per_agent_per_sec: u32,
     /// Requests at once above the sustained rate, per agent.
     pub requests_per_agent_burst: u32,
+    /// Requests per second of one resource server at `/introspect`, sustained. Its own count: see above for agents.
+    pub introspections_per_sec: u32,
+    /// Introspections at once above the sustained rate.
+    pub introspections_burst: u32,
+    /// Logins of a command line that wait for their person, per address.
+    pub cli_logins_per_address_max: usize,
     /// Connections, per listener.
     pub connections_max: usize,
     /// A TLS handshake, in milliseconds.
     pub handshake_ms_max: u64,
-    /// Reading a request's headers, in milliseconds.
+    /// Connections of one address (of one /64 with IPv6), per listener. Behind a load balancer that hides who
+    /// connects, as many as `connections_max`.
+    pub connections_per_address_max: usize,
+    /// Until a new connection's first request is read, in milliseconds.
     pub header_read_ms_max: u64,
+    /// Reading a request's body, in milliseconds.
+    pub body_read_ms_max: u64,
+    /// A connection without a request in flight, after its first one, in milliseconds.
+    pub idle_ms_max: u64,
     /// A long poll, in seconds.
     pub wait_secs_max: u64,
     /// Depth of a delegation chain.
@@ -316,7 +351,7 @@ pub struct Limits {
     pub invocations_per_grant_max: usize,
     /// Length of the agent's own text, in characters.
     pub intent_chars_max: usize,
-    /// Refusals of one identity that are journaled one by one, per minute; more are counted together.
+    /// Refusals of one agent, or of one person's votes, that are journaled one by one, per minute; more are counted together.
     pub refusals_per_agent_per_min: u32,
 }
 
@@ -330,9 +365,15 @@ impl Default for Limits {
             open_grants_per_agent_max: 200,
             requests_per_agent_per_sec: 50,
             requests_per_agent_burst: 100,
+            introspections_per_sec: 1_000,
+            introspections_burst: 2_000,
+            cli_logins_per_address_max: 20,
             connections_max: 4096,
+            connections_per_address_max: 512,
             handshake_ms_max: 5_000,
             header_read_ms_max: 10_000,
+            body_read_ms_max: 10_000,
+            idle_ms_max: 60_000,
             wait_secs_max: 60,
             delegation_depth_max: 5,
             invocations_per_grant_max: 1_000,

@@ -6,13 +6,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::error::{IdentityError, Refusal, refuse};
+use crate::config::claim_path;
 
 /// Most attributes of one identity.
 pub const ATTRIBUTES_MAX: usize = 64;
 /// Longest attribute value or compared claim, in bytes.
 pub const ATTRIBUTE_BYTES_MAX: usize = 1024;
-/// Longest claim path, in bytes.
-pub const PATH_BYTES_MAX: usize = 256;
 
 /// Where a claim is: `a.b.c`, or a JSON pointer (RFC 6901) where names hold dots: `/kubernetes.io/namespace`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,17 +20,7 @@ pub struct ClaimPath(Vec<String>);
 impl ClaimPath {
     /// Reads a path as configured.
     pub fn parse(text: &str) -> Result<Self, IdentityError> {
-        let segments: Vec<String> = match text.strip_prefix('/') {
-            Some(pointer) => pointer.split('/').map(|s| s.replace("~1", "/").replace("~0", "~")).collect(),
-            None => text.split('.').map(str::to_owned).collect(),
-        };
-        if text.len() > PATH_BYTES_MAX || segments.iter().any(String::is_empty) {
-            return refuse(
-                Refusal::Configuration,
-                format!("a claim path must be like `a.b` or `/kubernetes.io/pod/name`, up to {PATH_BYTES_MAX} bytes"),
-            );
-        }
-        Ok(Self(segments))
+        claim_path::segments(text).map(Self).or_else(|what| refuse(Refusal::Configuration, what))
     }
 
     /// A path of names as they are.
@@ -112,13 +101,7 @@ impl Mapping {
         let mut all: BTreeMap<String, ClaimPath> =
             preset.iter().map(|(name, path)| ((*name).to_owned(), ClaimPath::of(path))).collect();
         for (name, path) in own {
-            let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-            if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
-                return refuse(
-                    Refusal::Configuration,
-                    "an attribute's name must be 1 to 64 lower-case letters, digits or `_`",
-                );
-            }
+            claim_path::check_attribute(name).or_else(|what| refuse(Refusal::Configuration, what))?;
             all.insert(name.clone(), ClaimPath::parse(path)?);
         }
         if all.len() > ATTRIBUTES_MAX {

@@ -53,6 +53,27 @@ impl Refusal {
         }
     }
 
+    /// What a stranger can do about it.
+    pub const fn next(self) -> &'static str {
+        match self {
+            Self::Malformed => {
+                "Present one JWT as `Authorization: Bearer`, or one X.509-SVID as the client certificate."
+            }
+            Self::Unacceptable => "Present a JWT-SVID, an OIDC token of a workload or an X.509-SVID.",
+            Self::UnknownIssuer => {
+                "Ask the operator to admit the issuer or trust domain, or fetch a credential of another."
+            }
+            Self::BadSignature | Self::UnknownKey => "Fetch a new credential; if that fails too, ask the operator.",
+            Self::Expired => "Fetch a new credential and send the request again.",
+            Self::NotYetValid => "Check this machine's clock against the issuer's, then send the request again.",
+            Self::Audience => "Fetch a credential whose only audience is this broker's; the operator knows its name.",
+            Self::Claim | Self::Rule => "Ask the operator; the broker's log says which claim or rule it was.",
+            Self::KeysUnavailable => "Send the request again in a few seconds.",
+            Self::Configuration => "Ask the operator; the broker's log says what is wrong.",
+            Self::Login => "Start the login again.",
+        }
+    }
+
     /// True when trying again without any change may succeed.
     pub const fn is_transient(self) -> bool {
         matches!(self, Self::KeysUnavailable)

@@ -4,13 +4,13 @@
 pub mod agents;
 pub mod claims;
 pub mod dev_authority;
-pub mod directory;
 pub mod error;
 pub mod jwt;
 pub mod keyset;
 pub mod mtls;
 pub mod net;
 pub mod oidc;
+pub mod pending_login;
 pub mod reviewer;
 pub mod spiffe;
 pub mod svid;
@@ -21,13 +21,12 @@ pub mod workload_proto;
 use std::collections::BTreeMap;
 
 pub use agents::Identities;
-pub use directory::{AgentFacts, Directory, Person};
 pub use error::{IdentityError, Refusal};
-pub use reviewer::{Callback, LoginBegun, PendingLogin, ReviewerLogin};
+pub use reviewer::{Callback, LoginBegun, ReviewerLogin};
 use serde::{Deserialize, Serialize};
 
 use crate::core::id::{AgentId, TierName, Timestamp};
-use crate::core::request::Confirmation;
+use crate::core::request::{Account, Confirmation};
 
 /// How an agent proved what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +53,8 @@ pub struct VerifiedAgent {
     pub method: Method,
     /// Mapped claims that matter to policies and reviewers (repository, ref, namespace, …).
     pub attributes: BTreeMap<String, String>,
+    /// The person who launched it, where the issuer says who that was.
+    pub launcher: Option<Account>,
     /// The strictest tier that this issuer's identities may reach; `None`: all.
     pub tier_max: Option<TierName>,
     /// The certificate it came with, when it came over mutual TLS.

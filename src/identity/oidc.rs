@@ -14,6 +14,7 @@ use super::net::{Fetcher, Lookup, Reach};
 use super::{Method, VerifiedAgent};
 use crate::config::{IssuerConfig, IssuerPreset};
 use crate::core::id::{AgentId, TierName, Timestamp};
+use crate::core::request::Account;
 use crate::time::Clock;
 
 /// Most issuers in one configuration.
@@ -72,6 +73,38 @@ const KUBERNETES: Preset = &[
     ("node", &["kubernetes.io", "node", "name"]),
 ];
 
+/// Where tokens say who launched the agent.
+#[derive(Debug)]
+struct Launcher {
+    claim: ClaimPath,
+    /// Whose id the claim holds.
+    issuer: String,
+}
+
+impl Launcher {
+    /// As configured, or else as the platform always has it.
+    fn of(config: &IssuerConfig) -> Result<Option<Self>, IdentityError> {
+        let own = || config.issuer.clone();
+        Ok(match (&config.launcher, config.preset) {
+            (Some(launcher), _) => Some(Self {
+                claim: ClaimPath::parse(&launcher.claim).map_err(|e| e.at("launcher.claim"))?,
+                issuer: launcher.issuer.clone().unwrap_or_else(own),
+            }),
+            (None, IssuerPreset::GithubActions) => Some(Self { claim: ClaimPath::of(&["actor_id"]), issuer: own() }),
+            (None, IssuerPreset::Gitlab) => Some(Self { claim: ClaimPath::of(&["user_id"]), issuer: own() }),
+            (None, IssuerPreset::Kubernetes | IssuerPreset::Generic) => None,
+        })
+    }
+
+    /// Without it nobody could tell who must not vote: a token that doesn't say is refused (guarantees 6, 12).
+    fn read(&self, claims: &Map<String, Value>) -> Result<Account, IdentityError> {
+        match self.claim.scalar(claims)? {
+            Some(subject) if !subject.is_empty() => Ok(Account { issuer: self.issuer.clone(), subject }),
+            _ => refuse(Refusal::Claim, "the claim that says who launched the agent is absent"),
+        }
+    }
+}
+
 /// One allowed issuer.
 #[derive(Debug)]
 pub struct OidcIssuer {
@@ -82,6 +115,7 @@ pub struct OidcIssuer {
     keys: IssuerKeys,
     rules: Rules,
     mapping: Mapping,
+    launcher: Option<Launcher>,
     tier_max: Option<TierName>,
     life_secs_max: u64,
 }
@@ -159,6 +193,7 @@ impl OidcIssuer {
             keys: IssuerKeys::new(source, clock),
             rules: Rules::parse(&config.require)?,
             mapping: Mapping::parse(preset, &config.attributes)?,
+            launcher: Launcher::of(config)?,
             tier_max: config.tier_max.clone(),
             life_secs_max: config.token_life_secs_max,
         })
@@ -196,6 +231,7 @@ impl OidcIssuer {
             id,
             issuer: self.issuer.clone(),
             attributes: self.mapping.read(&claims.all)?,
+            launcher: self.launcher.as_ref().map(|l| l.read(&claims.all)).transpose()?,
             method: Method::Oidc,
             tier_max: self.tier_max.clone(),
             confirmation: None,

@@ -18,13 +18,12 @@ use super::jwt::{Algorithm, Claims, DATE_SECS_MAX, Expected, Token, TokenKind, j
 use super::keyset::{IssuerKeys, Metadata, Source};
 use super::net::{Fetcher, Lookup, Reach};
 use super::oidc::{algorithms, check_issuer, verify_with};
+use super::pending_login::{LoginSeal, PendingLogin};
 use crate::config::ReviewerLoginConfig;
 use crate::core::id::Timestamp;
 use crate::core::secret::Secret;
 use crate::time::Clock;
 
-/// A login must be finished within, in seconds.
-pub const LOGIN_SECS_MAX: u64 = 600;
 /// Longest life of an ID token, in seconds.
 pub const ID_TOKEN_SECS_MAX: u64 = 24 * 3600;
 /// Largest answer of the token endpoint, in bytes.
@@ -38,41 +37,14 @@ pub const GROUP_BYTES_MAX: usize = 256;
 /// Longest subject, in bytes (OpenID Connect Core, section 2).
 pub const SUBJECT_BYTES_MAX: usize = 255;
 
-/// A login that was begun in one browser. It is used up by [`ReviewerLogin::finish`]: nothing of it is taken twice.
-pub struct PendingLogin {
-    state: String,
-    nonce: String,
-    verifier: Secret,
-    browser_hash: [u8; 32],
-    begun_boot_ms: u64,
-}
-
-impl PendingLogin {
-    /// What comes back as `state`: the caller keeps the pending login under it.
-    pub fn state(&self) -> &str {
-        &self.state
-    }
-    /// True if it is too old to be finished; such ones can be dropped.
-    pub fn is_over(&self, clock: &dyn Clock) -> bool {
-        clock.boot_ms().saturating_sub(self.begun_boot_ms) > LOGIN_SECS_MAX * 1000
-    }
-}
-
-impl std::fmt::Debug for PendingLogin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PendingLogin(…)")
-    }
-}
-
 /// The beginning of a login.
 #[derive(Debug)]
 pub struct LoginBegun {
     /// Where the browser goes.
     pub url: String,
-    /// What binds the login to that browser: set it as a cookie (`HttpOnly`, `Secure`, `SameSite=Lax`).
-    pub browser: Secret,
-    /// To be kept until the browser comes back.
-    pub pending: PendingLogin,
+    /// The login, sealed: only the browser keeps it, as a cookie (`HttpOnly`, `Secure`, `SameSite=Lax`) that it brings
+    /// back to [`ReviewerLogin::finish`].
+    pub sealed: Secret,
 }
 
 /// What the browser brings back.
@@ -107,11 +79,6 @@ impl Callback {
         callback.code = code.map(Secret::new);
         Ok(callback)
     }
-
-    /// Its `state`, by which the pending login is found.
-    pub fn state(&self) -> Option<&str> {
-        self.state.as_deref()
-    }
 }
 
 /// The client side of one IdP.
@@ -125,6 +92,7 @@ pub struct ReviewerLogin {
     algorithms: Vec<Algorithm>,
     fetcher: Fetcher,
     keys: IssuerKeys,
+    seal: LoginSeal,
     clock: Arc<dyn Clock>,
 }
 
@@ -179,6 +147,7 @@ impl ReviewerLogin {
             algorithms: algorithms(&config.algorithms)?,
             fetcher,
             keys: IssuerKeys::new(source, Arc::clone(&clock)),
+            seal: LoginSeal::new()?,
             clock,
         })
     }
@@ -201,7 +170,7 @@ impl ReviewerLogin {
                 return refuse(Refusal::Configuration, format!("the IdP's `{member}` doesn't have {needed}"));
             }
         }
-        let (state, nonce, verifier, browser) = (random()?, random()?, random()?, random()?);
+        let (state, nonce, verifier) = (random()?, random()?, random()?);
         let mut url = self.endpoint(&metadata, "authorization_endpoint")?;
         url.query_pairs_mut()
             .append_pair("response_type", "code")
@@ -212,35 +181,24 @@ impl ReviewerLogin {
             .append_pair("nonce", &nonce)
             .append_pair("code_challenge", &BASE64_URL_SAFE_NO_PAD.encode(sha256(&verifier)))
             .append_pair("code_challenge_method", "S256");
-        let pending = PendingLogin {
-            state,
-            nonce,
-            verifier: Secret::new(verifier),
-            browser_hash: sha256(&browser),
-            begun_boot_ms: self.clock.boot_ms(),
-        };
-        Ok(LoginBegun { url: url.into(), browser: Secret::new(browser), pending })
+        let pending = PendingLogin { state, nonce, verifier, begun_boot_ms: self.clock.boot_ms() };
+        Ok(LoginBegun { url: url.into(), sealed: self.seal.seal(&pending)? })
     }
 
-    /// Finishes a login: the answer must belong to this pending login, the pending login to this browser, and the
-    /// ID token to this client and this nonce.
+    /// Finishes a login: the answer must belong to the login that this browser brings back sealed, and the ID token to
+    /// this client and this nonce.
     pub async fn finish(
         &self,
-        pending: PendingLogin,
-        browser: &str,
+        sealed: &str,
         callback: &Callback,
         now: Timestamp,
     ) -> Result<VerifiedAccount, IdentityError> {
-        if pending.is_over(&*self.clock) {
-            return refuse(Refusal::Login, "the login took longer than 10 minutes");
-        }
+        let pending = self.seal.open(sealed, &*self.clock)?;
         let same = |a: &[u8], b: &[u8]| verify_slices_are_equal(a, b).is_ok();
-        if !same(&sha256(browser), &pending.browser_hash) {
-            return refuse(Refusal::Login, "the login was begun in another browser");
-        }
-        if !callback.state().is_some_and(|state| same(state.as_bytes(), pending.state.as_bytes())) {
+        if !callback.state.as_ref().is_some_and(|state| same(state.as_bytes(), pending.state.as_bytes())) {
             return refuse(Refusal::Login, "`state` is not that of the pending login");
         }
+        let taken = self.seal.take(&pending, &*self.clock)?;
         let metadata = self.metadata().await?;
         // RFC 9207, section 2.4: another IdP's answer is not ours to take.
         match callback.issuer.as_deref() {
@@ -265,7 +223,9 @@ impl ReviewerLogin {
         let claims = self.verify_id_token(id_token, now).await?;
         check_id_token(&claims, &self.client_id, &pending.nonce)?;
         check_at_hash(&claims, Token::parse(id_token)?.algorithm(), text("access_token"))?;
-        self.account(claims)
+        let account = self.account(claims)?;
+        taken.finish();
+        Ok(account)
     }
 
     async fn verify_id_token(&self, id_token: &str, now: Timestamp) -> Result<Claims, IdentityError> {
@@ -283,14 +243,14 @@ impl ReviewerLogin {
         &self,
         metadata: &Metadata,
         code: &Secret,
-        verifier: &Secret,
+        verifier: &str,
     ) -> Result<Map<String, Value>, IdentityError> {
         let url = self.endpoint(metadata, "token_endpoint")?;
         let mut form = vec![
             ("grant_type", "authorization_code"),
             ("code", code.expose()),
             ("redirect_uri", self.redirect_uri.as_str()),
-            ("code_verifier", verifier.expose()),
+            ("code_verifier", verifier),
         ];
         // RFC 6749, section 2.3.1: both parts of the header are form-encoded first.
         let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();

@@ -16,7 +16,8 @@ use super::error::{IdentityError, Refusal, refuse};
 use super::jwt::key::JWKS_KEYS_MAX;
 use super::jwt::{KeySet, KeyUse, VerifyingKey, json};
 use super::keyset::FILE_CHECK_SECS;
-use super::trust::{TRUST_DOMAINS_MAX, TrustStore, authorities};
+use super::trust::{TrustStore, authorities};
+use crate::core::id::Timestamp;
 use crate::core::secret::Secret;
 use crate::time::Clock;
 
@@ -164,7 +165,7 @@ impl Follow {
         }
     }
 
-    /// Follows one stream to its end. `good` is true while the last update was taken whole.
+    /// Follows one stream to its end. `good` is true once an update has come.
     async fn follow(&self, good: &mut bool) -> Result<(), IdentityError> {
         let client = within(WorkloadApiClient::connect_to(&self.endpoint)).await?;
         match self.kind {
@@ -172,15 +173,14 @@ impl Follow {
                 let mut updates = within(client.stream_x509_bundles()).await?;
                 while let Some(update) = updates.next().await {
                     let update = update.map_err(unreachable_api)?;
-                    *good = false;
-                    self.store.set_x509(x509_bundles(&update)?);
+                    self.store.set_x509(x509_bundles(&update, &self.store));
                     *good = true;
                 }
             }
             Kind::Jwt => {
                 let mut updates = within(client.stream_jwt_bundles()).await?;
                 while let Some(update) = updates.next().await {
-                    self.store.set_jwt(jwt_bundles(&update.map_err(unreachable_api)?));
+                    self.store.set_jwt(jwt_bundles(&update.map_err(unreachable_api)?, &self.store));
                     *good = true;
                 }
             }
@@ -191,17 +191,23 @@ impl Follow {
 
 type X509Bundles = BTreeMap<String, Arc<Vec<super::trust::Authority>>>;
 
-fn x509_bundles(set: &X509BundleSet) -> Result<X509Bundles, IdentityError> {
+/// Each admitted domain on its own: what is wrong with one bundle (a partner's, say) takes nothing from the others,
+/// and lets nothing that was taken out of them live on (regression A10). A bundle that can't be used is empty.
+fn x509_bundles(set: &X509BundleSet, store: &TrustStore) -> X509Bundles {
+    let admitted = set.iter().filter(|(domain, _)| store.admits(domain.as_str()));
     let mut bundles = BTreeMap::new();
-    for (domain, bundle) in set.iter().take(TRUST_DOMAINS_MAX) {
+    for (domain, bundle) in admitted {
         let ders = bundle.authorities().iter().map(|c| CertificateDer::from(c.as_bytes().to_vec()));
-        let list = authorities(ders).map_err(unreachable_api)?;
+        let list = authorities(ders).unwrap_or_else(|problem| {
+            tracing::warn!(%domain, problem, "trust bundle: nobody of this domain is believed until it is mended");
+            Arc::default()
+        });
         bundles.insert(domain.as_str().to_owned(), list);
     }
-    Ok(bundles)
+    bundles
 }
 
-fn jwt_bundles(set: &JwtBundleSet) -> BTreeMap<String, Arc<KeySet>> {
+fn jwt_bundles(set: &JwtBundleSet, store: &TrustStore) -> BTreeMap<String, Arc<KeySet>> {
     let keys = |bundle: &spiffe::JwtBundle| {
         KeySet::new(bundle.jwt_authorities().take(JWKS_KEYS_MAX).filter_map(|authority| {
             let jwk = json::strict_object(authority.jwk_json(), json::JSON_DEPTH_MAX)?;
@@ -209,7 +215,7 @@ fn jwt_bundles(set: &JwtBundleSet) -> BTreeMap<String, Arc<KeySet>> {
         }))
     };
     set.iter()
-        .take(TRUST_DOMAINS_MAX)
+        .filter(|(domain, _)| store.admits(domain.as_str()))
         .map(|(domain, bundle)| (domain.as_str().to_owned(), Arc::new(keys(bundle))))
         .collect()
 }
@@ -249,6 +255,12 @@ impl Svid {
         let leaf = certs.first().ok_or_else(|| bad(chain, &"it holds no certificate"))?;
         let name = super::svid::leaf_name(leaf).map_err(|e| bad(chain, &e))?;
         Ok(Self { spiffe_id: name.id, chain: certs, key })
+    }
+
+    /// When the leaf counts no more.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        let (_, leaf) = x509_parser::parse_x509_certificate(self.chain.first()?).ok()?;
+        u64::try_from(leaf.validity().not_after.timestamp()).ok().map(|secs| Timestamp(secs.saturating_mul(1000)))
     }
 
     fn of(svid: &spiffe::X509Svid) -> Self {

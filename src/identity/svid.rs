@@ -213,6 +213,7 @@ impl SpiffeVerifier {
             subject: name.id.clone(),
             method,
             attributes: BTreeMap::from([("trust_domain".to_owned(), name.trust_domain.clone())]),
+            launcher: None,
             tier_max: self.tier_max.clone(),
             confirmation,
             expires_at,

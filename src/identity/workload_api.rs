@@ -47,6 +47,17 @@ impl WorkloadApiServer {
     /// Serves `spiffe_id` on `path`. The socket's folder is made with mode 0700 if it isn't there, and must be ours
     /// and closed to others if it is. Needs a tokio runtime.
     pub fn start(path: &Path, authority: Arc<DevAuthority>, spiffe_id: &str) -> Result<Self, IdentityError> {
+        Self::start_with(path, authority, spiffe_id, X509_SVID_SECS, JWT_SVID_SECS)
+    }
+
+    /// The same with SVIDs of other lives, in seconds.
+    pub fn start_with(
+        path: &Path,
+        authority: Arc<DevAuthority>,
+        spiffe_id: &str,
+        x509_secs: u64,
+        jwt_secs: u64,
+    ) -> Result<Self, IdentityError> {
         let fail = |e: &dyn std::fmt::Display| {
             IdentityError::new(
                 Refusal::Configuration,
@@ -65,7 +76,8 @@ impl WorkloadApiServer {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|e| fail(&e))?;
 
         let stop = CancellationToken::new();
-        let issuer = Arc::new(Issuer { authority, spiffe_id: spiffe_id.to_owned(), stop: stop.clone() });
+        let issuer =
+            Arc::new(Issuer { authority, spiffe_id: spiffe_id.to_owned(), x509_secs, jwt_secs, stop: stop.clone() });
         let ours = move |stream: &std::io::Result<UnixStream>| {
             let ours = stream.as_ref().is_ok_and(|s| s.peer_cred().is_ok_and(|peer| peer.uid() == uid));
             std::future::ready(ours)
@@ -114,6 +126,8 @@ fn private_folder(folder: &Path, uid: u32) -> Result<(), String> {
 struct Issuer {
     authority: Arc<DevAuthority>,
     spiffe_id: String,
+    x509_secs: u64,
+    jwt_secs: u64,
     stop: CancellationToken,
 }
 
@@ -132,7 +146,7 @@ impl Issuer {
     }
 
     fn x509_svid(&self) -> Result<proto::X509SvidResponse, Status> {
-        let svid = self.authority.x509_svid(&self.spiffe_id, &[], X509_SVID_SECS).map_err(internal)?;
+        let svid = self.authority.x509_svid(&self.spiffe_id, &[], self.x509_secs).map_err(internal)?;
         let entry = proto::X509Svid {
             spiffe_id: svid.spiffe_id,
             x509_svid: svid.chain.iter().flat_map(|der| der.as_ref().to_vec()).collect(),
@@ -161,7 +175,7 @@ impl Issuer {
         if !request.spiffe_id.is_empty() && request.spiffe_id != self.spiffe_id {
             return Err(Status::permission_denied("this socket serves another identity"));
         }
-        let svid = self.authority.jwt_svid(&self.spiffe_id, &audience, JWT_SVID_SECS).map_err(internal)?;
+        let svid = self.authority.jwt_svid(&self.spiffe_id, &audience, self.jwt_secs).map_err(internal)?;
         let entry = proto::JwtSvid { spiffe_id: self.spiffe_id.clone(), svid };
         Ok(proto::JwtSvidResponse { svids: vec![entry] })
     }
@@ -232,7 +246,7 @@ impl ServerStreamingService<proto::Empty> for FetchX509Svid {
     type ResponseStream = Messages<Self::Response>;
     type Future = Answer<Self::ResponseStream>;
     fn call(&mut self, _: Request<proto::Empty>) -> Self::Future {
-        let half_life = Duration::from_secs(X509_SVID_SECS / 2);
+        let half_life = Duration::from_secs(self.0.x509_secs.div_ceil(2));
         answer(Ok(Arc::clone(&self.0).pushes(Some(half_life), Issuer::x509_svid)))
     }
 }

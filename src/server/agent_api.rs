@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::{FromRequestParts, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
@@ -19,7 +19,7 @@ use crate::wire::agent::{CredentialsRequest, GrantRequest, GrantView, Invocation
 
 use super::body::{Json, json};
 use super::listen::Peer;
-use super::problem::{Failure, problem};
+use super::problem::{Failure, Segment, no_such_address, no_such_method, problem};
 use super::{Shared, introspection};
 
 /// Routes of the agents' listeners.
@@ -40,6 +40,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(nothing)
+        .method_not_allowed_fallback(another_method)
         .with_state(app)
 }
 
@@ -51,12 +52,17 @@ impl FromRequestParts<Shared> for Agent {
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         let agent = authenticate(parts, app).await?;
         app.broker.admit(&agent.id).map_err(|secs| {
-            problem(StatusCode::TOO_MANY_REQUESTS, "rate", "Too many requests", "this identity asks too often")
-                .after(secs)
-                .next("Wait for a decision with ?wait=30s instead of asking again and again.")
+            let next = "Wait for a decision with ?wait=30s instead of asking again and again.";
+            too_often(secs, next)
         })?;
         Ok(Self(agent))
     }
+}
+
+/// An identity asks more often than its rate allows.
+pub fn too_often(secs: u64, next: &str) -> Failure {
+    let (title, detail) = ("Too many requests", "this identity asks too often");
+    problem(StatusCode::TOO_MANY_REQUESTS, "rate", title, detail, next).after(secs)
 }
 
 /// Who makes this request. Reviewers' cookies mean nothing here.
@@ -66,7 +72,7 @@ pub async fn authenticate(parts: &Parts, app: &Shared) -> Result<VerifiedAgent, 
         tracing::info!(refusal = ?e.refusal(), detail = e.detail(), "an identity was refused");
         let status =
             if e.refusal().is_transient() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNAUTHORIZED };
-        problem(status, "identity", "The identity was not accepted", e.refusal().public())
+        problem(status, "identity", "The identity was not accepted", e.refusal().public(), e.refusal().next())
     };
     let bearer = bearer(&parts.headers)?;
     let certificate = parts.extensions.get::<Peer>().filter(|p| !p.certificates.is_empty());
@@ -76,7 +82,8 @@ pub async fn authenticate(parts: &Parts, app: &Shared) -> Result<VerifiedAgent, 
             StatusCode::BAD_REQUEST,
             "two-identities",
             "Two identities",
-            "the request has a client certificate and a bearer token; send one of them",
+            "the request has a client certificate and a bearer token",
+            "Send one of them.",
         )),
         (Some(peer), None) => app.identities.authenticate_certificate(&peer.certificates, now).map_err(refused),
         (None, Some(token)) => app.identities.authenticate_bearer(token, now).await.map_err(refused),
@@ -84,7 +91,8 @@ pub async fn authenticate(parts: &Parts, app: &Shared) -> Result<VerifiedAgent, 
             StatusCode::UNAUTHORIZED,
             "identity",
             "No identity",
-            "prove what you are: Authorization: Bearer with a JWT-SVID or OIDC token, or a client certificate",
+            "the request doesn't prove what it comes from",
+            "Send `Authorization: Bearer` with a JWT-SVID or OIDC token, or use the listener for client certificates.",
         )),
     }
 }
@@ -94,7 +102,8 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Failure> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(first), None) = (all.next(), all.next()) else {
         return if headers.contains_key(header::AUTHORIZATION) {
-            Err(problem(StatusCode::BAD_REQUEST, "identity", "Two identities", "send one Authorization header"))
+            let (title, detail) = ("Two identities", "there are several Authorization headers");
+            Err(problem(StatusCode::BAD_REQUEST, "identity", title, detail, "Send one of them."))
         } else {
             Ok(None)
         };
@@ -102,7 +111,10 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Failure> {
     let text = first.to_str().unwrap_or_default();
     match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token.trim())),
-        _ => Err(problem(StatusCode::UNAUTHORIZED, "identity", "No bearer token", "use Authorization: Bearer TOKEN")),
+        _ => {
+            let (title, detail) = ("No bearer token", "the Authorization header has another scheme");
+            Err(problem(StatusCode::UNAUTHORIZED, "identity", title, detail, "Send `Authorization: Bearer TOKEN`."))
+        }
     }
 }
 
@@ -112,7 +124,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
         (None, _) => Ok(None),
         // One that can't be read is not as good as none: the caller counts on it.
         (Some(one), None) => Ok(Some(checked_key(one.to_str().unwrap_or_default())?)),
-        _ => Err(problem(StatusCode::BAD_REQUEST, "invalid-request", "Two keys", "send one Idempotency-Key header")),
+        _ => {
+            let (title, detail) = ("Two keys", "there are several Idempotency-Key headers");
+            Err(problem(StatusCode::BAD_REQUEST, "invalid-request", title, detail, "Send one of them."))
+        }
     }
 }
 
@@ -171,11 +186,13 @@ pub fn secs(text: &str) -> Option<u64> {
 async fn show(
     State(app): State<Shared>,
     Agent(agent): Agent,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     query: Result<Query<Wait>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Failure> {
-    let bad =
-        || problem(StatusCode::BAD_REQUEST, "invalid-request", "Unknown parameter", "use ?wait=30s and ?version=N");
+    let bad = || {
+        let (title, detail) = ("Unknown parameter", "the query has another parameter, or one that can't be read");
+        problem(StatusCode::BAD_REQUEST, "invalid-request", title, detail, "Use ?wait=30s and ?version=N alone.")
+    };
     let Query(wait) = query.map_err(|_| bad())?;
     let mut grant = app.broker.own(&agent, grant_id(&id)?).await?;
     if let Some(text) = wait.wait {
@@ -237,7 +254,7 @@ fn issued(issued: &Arc<Issued>) -> Response {
 async fn credentials(
     State(app): State<Shared>,
     Agent(agent): Agent,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     headers: HeaderMap,
     Json(wanted): Json<CredentialsRequest>,
 ) -> Result<Response, Failure> {
@@ -247,21 +264,17 @@ async fn credentials(
     Ok(issued(&outcome?))
 }
 
-async fn complete(State(app): State<Shared>, Agent(agent): Agent, Path(id): Path<String>) -> Result<Response, Failure> {
+async fn complete(State(app): State<Shared>, Agent(agent): Agent, Segment(id): Segment) -> Result<Response, Failure> {
     let grant = app.broker.complete(&agent, grant_id(&id)?).await?;
     Ok(view(&app, &grant))
 }
 
-async fn cancel(State(app): State<Shared>, Agent(agent): Agent, Path(id): Path<String>) -> Result<Response, Failure> {
+async fn cancel(State(app): State<Shared>, Agent(agent): Agent, Segment(id): Segment) -> Result<Response, Failure> {
     let grant = app.broker.cancel(&agent, grant_id(&id)?).await?;
     Ok(view(&app, &grant))
 }
 
-async fn heartbeat(
-    State(app): State<Shared>,
-    Agent(agent): Agent,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
+async fn heartbeat(State(app): State<Shared>, Agent(agent): Agent, Segment(id): Segment) -> Result<Response, Failure> {
     let grant = app.broker.heartbeat(&agent, grant_id(&id)?).await?;
     Ok(view(&app, &grant))
 }
@@ -269,7 +282,7 @@ async fn heartbeat(
 async fn report(
     State(app): State<Shared>,
     Agent(agent): Agent,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Json(report): Json<InvocationReport>,
 ) -> Result<Response, Failure> {
     let grant = app.broker.report(&agent, grant_id(&id)?, report.invocation).await?;
@@ -279,10 +292,10 @@ async fn report(
 async fn complete_task(
     State(app): State<Shared>,
     Agent(agent): Agent,
-    Path(task): Path<String>,
+    Segment(task): Segment,
 ) -> Result<Response, Failure> {
-    let task = TaskName::new(&task)
-        .map_err(|e| problem(StatusCode::BAD_REQUEST, "invalid-request", "No such task", e.to_string()))?;
+    let task =
+        TaskName::new(&task).map_err(|e| crate::broker::BrokerError::Invalid { field: "task", what: e.to_string() })?;
     let ended = app.broker.complete_task(&agent, &task).await?;
     Ok(json(StatusCode::OK, &TaskCompleted { task, ended }))
 }
@@ -315,7 +328,7 @@ pub async fn healthz() -> &'static str {
 /// The broker takes requests, and can record what it does.
 pub async fn readyz(State(app): State<Shared>) -> Result<&'static str, Failure> {
     let ready = app.ready.load(std::sync::atomic::Ordering::Acquire);
-    if ready && app.broker.store.is_writable() {
+    if ready && app.broker.has_started() && app.broker.store.is_writable() {
         Ok("ready\n")
     } else {
         Err(problem(
@@ -323,11 +336,17 @@ pub async fn readyz(State(app): State<Shared>) -> Result<&'static str, Failure> 
             "not-ready",
             "Not ready",
             "the journal can't be written, or the broker is starting or stopping",
+            "Ask again in a few seconds; if it stays so, look into the broker's log.",
         ))
     }
 }
 
 /// No such address.
 pub async fn nothing() -> Failure {
-    problem(StatusCode::NOT_FOUND, "no-such-address", "No such address", "see /v1/catalogue and the documentation")
+    no_such_address()
+}
+
+/// No such method there.
+pub async fn another_method() -> Failure {
+    no_such_method()
 }

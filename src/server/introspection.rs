@@ -1,7 +1,7 @@
 //! `POST /introspect` (RFC 7662): a resource server asks about a token at each call. Its own identity is proven
 //! like an agent's, and it learns only about tokens that are meant for it.
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json as value;
@@ -10,18 +10,32 @@ use crate::connector::token::{ACCESS_TOKEN_TYP, AccessTokenClaims};
 use crate::core::id::{GrantId, LeaseId};
 
 use super::Shared;
-use super::agent_api::Agent;
+use super::agent_api::{authenticate, too_often};
 use super::body::{json, read};
 use super::problem::{Failure, problem};
 
 /// RFC 7662 section 2. Everything that isn't good, the unreadable too, is `active: false` and nothing more.
 pub async fn introspect(State(app): State<Shared>, request: Request) -> Result<Response, Failure> {
-    let (mut parts, body) = request.into_parts();
-    let Agent(asker) = Agent::from_request_parts(&mut parts, &app).await?;
+    let (parts, body) = request.into_parts();
+    let asker = authenticate(&parts, &app).await?;
+    // Its own rate: what agents ask for must not use up what answers about them, and the other way round.
+    app.broker.admit_introspection(&asker.id).map_err(|secs| {
+        too_often(
+            secs,
+            "Ask again then; the operator can raise introspections_per_sec, or have tokens checked offline.",
+        )
+    })?;
     let bytes = read(&app, Request::from_parts(parts, body)).await?;
     let mut tokens = form_urlencoded(&bytes).filter(|(name, _)| name == "token").map(|(_, v)| v);
     let (Some(token), None) = (tokens.next(), tokens.next()) else {
-        return Err(problem(StatusCode::BAD_REQUEST, "invalid-request", "One token", "send token=… once, as a form"));
+        let (title, detail) = ("One token", "the form has no `token`, or several");
+        return Err(problem(
+            StatusCode::BAD_REQUEST,
+            "invalid-request",
+            title,
+            detail,
+            "Send token=… once, as a form.",
+        ));
     };
     let inactive = || json(StatusCode::OK, &value!({ "active": false }));
     let now = app.broker.clock.wall();

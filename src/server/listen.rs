@@ -1,28 +1,23 @@
-//! The accept loop: TLS handshakes in their own tasks with a deadline, a limit of connections, headers with a limit
-//! of size and time, and an end that lets what is in flight finish.
+//! The accept loop: TLS handshakes in their own tasks with a deadline, a limit of connections in all and of one
+//! address, and an end that lets what is in flight finish. What a connection may do once it stands is `connection`'s.
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
+use tokio_util::task::TaskTracker;
 
+use super::connection::{Protocol, serve_connection};
 use crate::config::Limits;
 
-/// HTTP/2 streams of one connection at once.
-const STREAMS_MAX: u32 = 128;
 /// How long what is in flight may take once the end has begun.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
@@ -34,6 +29,49 @@ pub struct Peer {
     /// Its certificate chain, leaf first; empty without client certificates. The handshake has checked possession
     /// of the key; who it is, is asked anew for each request.
     pub certificates: Arc<Vec<CertificateDer<'static>>>,
+}
+
+/// What one address stands for when quotas are counted: an IPv6 host owns a whole /64.
+pub fn quota_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// Connections that stand, by address.
+#[derive(Default)]
+struct ByAddress(Mutex<HashMap<IpAddr, usize>>);
+
+/// One of them; it is counted until this is dropped.
+struct Counted(Arc<ByAddress>, IpAddr);
+
+impl ByAddress {
+    fn one_more(self: &Arc<Self>, address: IpAddr, max: usize) -> Option<Counted> {
+        let key = quota_key(address);
+        let mut standing = self.0.lock();
+        let count = standing.entry(key).or_insert(0);
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Counted(Arc::clone(self), key))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut standing = self.0.0.lock();
+        if let Some(count) = standing.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                standing.remove(&self.1);
+            }
+        }
+    }
 }
 
 /// One listener: an address, with or without TLS, and what answers there.
@@ -52,7 +90,8 @@ pub struct Listener {
 pub async fn serve(listener: Listener, limits: Limits, stop: CancellationToken) {
     let Listener { name, socket, tls, router } = listener;
     let permits = Arc::new(Semaphore::new(limits.connections_max));
-    let graceful = Arc::new(parking_lot::Mutex::new(Some(GracefulShutdown::new())));
+    let by_address = Arc::new(ByAddress::default());
+    let connections = TaskTracker::new();
     let limits = Arc::new(limits);
     loop {
         let permit = tokio::select! {
@@ -73,14 +112,19 @@ pub async fn serve(listener: Listener, limits: Limits, stop: CancellationToken) 
                 continue;
             }
         };
+        let Some(counted) = by_address.one_more(address.ip(), limits.connections_per_address_max) else {
+            tracing::debug!(listener = name, %address, "too many connections of this address; one more is dropped");
+            continue;
+        };
         let _ = stream.set_nodelay(true);
-        let (tls, router, limits, graceful) = (tls.clone(), router.clone(), Arc::clone(&limits), Arc::clone(&graceful));
-        tokio::spawn(async move {
-            let _permit = permit;
+        let (tls, router, limits, stop) = (tls.clone(), router.clone(), Arc::clone(&limits), stop.clone());
+        connections.spawn(async move {
+            let _held = (permit, counted);
             match tls {
+                // Without TLS nothing is agreed beforehand, so it is what everybody speaks.
                 None => {
                     let peer = Peer { address, certificates: Arc::new(Vec::new()) };
-                    connection(stream, peer, router, &limits, &graceful).await;
+                    serve_connection(stream, Protocol::Http1, peer, router, &limits, stop).await;
                 }
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(tls.load_full());
@@ -89,55 +133,43 @@ pub async fn serve(listener: Listener, limits: Limits, stop: CancellationToken) 
                         tracing::debug!(listener = name, %address, "a TLS handshake failed or took too long");
                         return;
                     };
-                    let certificates: Vec<CertificateDer<'static>> = stream
-                        .get_ref()
-                        .1
-                        .peer_certificates()
-                        .into_iter()
-                        .flatten()
-                        .map(|c| c.clone().into_owned())
-                        .collect();
-                    let peer = Peer { address, certificates: Arc::new(certificates) };
-                    connection(stream, peer, router, &limits, &graceful).await;
+                    let (protocol, peer) = agreed(&stream, address);
+                    serve_connection(stream, protocol, peer, router, &limits, stop).await;
                 }
             }
         });
     }
-    let graceful = graceful.lock().take();
-    if let Some(graceful) = graceful
-        && tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err()
-    {
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
         tracing::warn!(listener = name, "some connections were still busy and are dropped");
     }
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    peer: Peer,
-    router: Router,
-    limits: &Limits,
-    graceful: &parking_lot::Mutex<Option<GracefulShutdown>>,
-) {
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        router.clone().oneshot(Request::from(request.map(axum::body::Body::new)))
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(limits.header_read_ms_max))
-        .max_buf_size(limits.header_bytes_max.max(8192))
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS_MAX);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    let watched = match graceful.lock().as_ref() {
-        Some(graceful) => graceful.watch(connection),
-        None => return, // the end has begun
-    };
-    if let Err(error) = watched.await {
-        tracing::debug!(%error, "a connection ended badly");
+/// What the handshake agreed on, and with whom.
+fn agreed(stream: &tokio_rustls::server::TlsStream<TcpStream>, address: SocketAddr) -> (Protocol, Peer) {
+    let session = stream.get_ref().1;
+    let protocol = if session.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+    let certificates: Vec<CertificateDer<'static>> =
+        session.peer_certificates().into_iter().flatten().map(|c| c.clone().into_owned()).collect();
+    (protocol, Peer { address, certificates: Arc::new(certificates) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_share_and_gives_it_back() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let all = Arc::new(ByAddress::default());
+        let held: Vec<_> = (0..2).map(|_| all.one_more(ip("192.0.2.1"), 2).unwrap()).collect();
+        assert!(all.one_more(ip("192.0.2.1"), 2).is_none());
+        assert!(all.one_more(ip("::ffff:192.0.2.1"), 2).is_none(), "the same host by its other spelling");
+        assert!(all.one_more(ip("192.0.2.2"), 2).is_some());
+        drop(held);
+        assert!(all.0.lock().is_empty(), "nothing is kept of who is gone");
+        let _first = all.one_more(ip("2001:db8:1:2::1"), 1).unwrap();
+        assert!(all.one_more(ip("2001:db8:1:2:ffff::9"), 1).is_none(), "one host owns its /64");
+        assert!(all.one_more(ip("2001:db8:1:3::1"), 1).is_some());
     }
 }

@@ -98,6 +98,7 @@ pub fn routes(app: Shared) -> Router {
         .route("/healthz", get(super::agent_api::healthz))
         .route("/readyz", get(super::agent_api::readyz))
         .fallback(super::agent_api::nothing)
+        .method_not_allowed_fallback(super::agent_api::another_method)
         .with_state(app)
 }
 

@@ -6,15 +6,18 @@
 pub mod agent_api;
 pub mod body;
 pub mod cli_login;
+mod connection;
 pub mod console;
 pub mod introspection;
 pub mod listen;
+mod login_pages;
 pub mod metrics;
 pub mod pages;
 pub mod problem;
 pub mod reviewer_api;
 pub mod session;
 pub mod tls;
+mod way_back;
 
 use std::sync::Arc;
 

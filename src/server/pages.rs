@@ -1,10 +1,11 @@
-//! The reviewers' pages: who may see them, what their forms do. How they look is `console`'s.
+//! The reviewers' pages: who may see them, what their forms do. How they look is `console`'s, signing in and out is
+//! `login_pages`'.
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Path, RawQuery, Request, State};
+use axum::extract::{FromRequestParts, RawQuery, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -13,20 +14,19 @@ use serde::de::DeserializeOwned;
 use subtle::ConstantTimeEq;
 
 use crate::broker::Mode;
-use crate::broker::vote::{Reviewer, Via};
+use crate::broker::vote::Reviewer;
 use crate::core::digest::Digest;
 use crate::core::tier::Friction;
 use crate::core::vote::Verdict;
-use crate::identity::reviewer::Callback;
 use crate::policy::PersonAction;
 use crate::wire::reviewer::{FreezeResult, VoteRequest};
 
 use super::agent_api::{grant_id, healthz, readyz};
 use super::body::{json, page, read};
-use super::console::{self, Chrome, FreezeForm, FreezePage, LoginView, LoginWay, Version};
-use super::problem::{Failure, problem};
-use super::session::{PENDING_MAX, Session};
-use super::{Shared, reviewer_api};
+use super::console::{self, Chrome, FreezeForm, FreezePage, Version};
+use super::problem::{Failure, Segment, no_such_address, no_such_method, problem};
+use super::session::{Kept, Session};
+use super::{Shared, login_pages, reviewer_api, way_back};
 
 /// What stands in the record of a revocation without one: on the page the reason is optional, since it may hurry.
 const NO_REASON: &str = "no reason given";
@@ -41,17 +41,13 @@ pub fn routes(app: Shared) -> Router {
         .route("/grants/{id}/revoke", post(revoke))
         .route("/freeze", get(freeze_page).post(freeze))
         .route("/unfreeze/{id}", post(unfreeze))
-        .route("/login", get(login))
-        .route("/login/start", get(login_start))
-        .route("/login/callback", get(login_callback))
-        .route("/login/one-time", get(one_time_page).post(one_time))
-        .route("/logout", post(logout))
-        .route("/cli/{code}", get(cli_page).post(cli_answer))
+        .merge(login_pages::routes())
         .route("/assets/{name}", get(asset))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(reviewer_api::routes())
         .fallback(nothing)
+        .method_not_allowed_fallback(another_method)
         .layer(axum::middleware::from_fn_with_state(app.clone(), same_origin))
         .with_state(app)
 }
@@ -69,7 +65,8 @@ async fn same_origin(State(app): State<Shared>, request: Request, next: Next) ->
             && (site.is_some() || origin.is_some());
         if !fine {
             let detail = "this form did not come from a page of this broker";
-            return problem(StatusCode::FORBIDDEN, "cross-site", "From another site", detail).into_response();
+            let next = "Open the page here and decide there.";
+            return problem(StatusCode::FORBIDDEN, "cross-site", "From another site", detail, next).into_response();
         }
     }
     next.run(request).await
@@ -77,34 +74,40 @@ async fn same_origin(State(app): State<Shared>, request: Request, next: Next) ->
 
 /// A person in a browser.
 pub struct InBrowser {
-    by: Reviewer,
-    session: Session,
-    name: String,
+    pub(super) by: Reviewer,
+    pub(super) session: Session,
+    pub(super) name: String,
 }
 
-/// No session: to the login, and back afterwards only to an address of ours.
-pub struct NotSignedIn;
+/// No session: to the login. Where the person wanted to go, the browser keeps meanwhile.
+pub struct NotSignedIn(Option<HeaderValue>);
 
 impl IntoResponse for NotSignedIn {
     fn into_response(self) -> Response {
-        redirect("/login")
+        let mut response = redirect("/login");
+        response.headers_mut().extend(self.0.map(|kept| (header::SET_COOKIE, kept)));
+        response
     }
 }
 
 impl FromRequestParts<Shared> for InBrowser {
     type Rejection = NotSignedIn;
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, NotSignedIn> {
-        let name = app.sessions.cookie_of(&parts.headers).ok_or(NotSignedIn)?;
+        let not_signed_in = || {
+            let wanted = (parts.method == Method::GET).then(|| way_back::checked(parts.uri.path())).flatten();
+            NotSignedIn(wanted.map(|path| app.sessions.keep(Kept::WayBack, path)))
+        };
+        let name = app.sessions.cookie_of(&parts.headers).ok_or_else(not_signed_in)?;
         // A script's fetch (the page renewing itself) is not a person who is there.
         let by_script = parts.headers.get("sec-fetch-dest").is_some_and(|d| d == "empty");
         let session = if by_script { app.sessions.peek(&name) } else { app.sessions.find(&name) };
-        let session = session.ok_or(NotSignedIn)?;
-        let by = reviewer_api::reviewer_of(app, &session).ok_or(NotSignedIn)?;
+        let session = session.ok_or_else(not_signed_in)?;
+        let by = reviewer_api::reviewer_of(app, &session).ok_or_else(not_signed_in)?;
         Ok(Self { by, session, name })
     }
 }
 
-fn redirect(to: &str) -> Response {
+pub(super) fn redirect(to: &str) -> Response {
     let mut response = StatusCode::SEE_OTHER.into_response();
     if let Ok(to) = HeaderValue::from_str(to) {
         response.headers_mut().insert(header::LOCATION, to);
@@ -113,34 +116,43 @@ fn redirect(to: &str) -> Response {
     response
 }
 
-fn chrome(app: &Shared, who: Option<&InBrowser>) -> Chrome {
+pub(super) fn chrome(app: &Shared, who: Option<&InBrowser>) -> Chrome {
     let mode = if app.broker.mode == Mode::Dev { console::Mode::Dev } else { console::Mode::Serve };
     let viewer = who.map(|w| reviewer_api::viewer(app, &w.by));
-    let csrf = who.map(|w| w.session.csrf.clone()).unwrap_or_default();
+    let csrf = who.map(|w| w.session.csrf.expose().to_owned()).unwrap_or_default();
     Chrome::new(viewer, csrf, app.broker.now(), mode)
 }
 
-fn failed(app: &Shared, who: Option<&InBrowser>, failure: &Failure) -> Response {
-    let status = StatusCode::from_u16(failure.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    page(status, console::problem(&failure.0, &chrome(app, who)))
+pub(super) fn failed(app: &Shared, who: Option<&InBrowser>, failure: &Failure) -> Response {
+    page(failure.status(), console::problem(&failure.0, &chrome(app, who)))
 }
 
 /// The form of a request, with its CSRF token checked in constant time.
-async fn form<T: DeserializeOwned>(app: &Shared, who: &InBrowser, request: Request) -> Result<T, Failure> {
+pub(super) async fn form<T: DeserializeOwned>(app: &Shared, who: &InBrowser, request: Request) -> Result<T, Failure> {
     let bytes = read(app, request).await?;
-    let bad = |what: &str| problem(StatusCode::BAD_REQUEST, "form", "The form can't be used", what.to_owned());
+    let bad = |what: &str| {
+        problem(
+            StatusCode::BAD_REQUEST,
+            "form",
+            "The form can't be used",
+            what,
+            "Load the page again, and try once more.",
+        )
+    };
     let mut csrf = url::form_urlencoded::parse(&bytes).filter(|(n, _)| n == "csrf").map(|(_, v)| v);
     let (Some(token), None) = (csrf.next(), csrf.next()) else {
-        return Err(bad("the page is incomplete; load it again"));
+        return Err(bad("the page was incomplete"));
     };
-    if !bool::from(token.as_bytes().ct_eq(who.session.csrf.as_bytes())) {
-        return Err(problem(StatusCode::FORBIDDEN, "cross-site", "From another session", "load the page again"));
+    if !bool::from(token.as_bytes().ct_eq(who.session.csrf.expose().as_bytes())) {
+        let detail = "this form belongs to another session than the one that is signed in now";
+        let next = "Load the page again, and try once more.";
+        return Err(problem(StatusCode::FORBIDDEN, "cross-site", "From another session", detail, next));
     }
     fields(&bytes).ok_or_else(|| bad("a field is missing, unknown or there twice"))
 }
 
 /// The fields of a form; `None` if one is missing, unknown or there twice.
-fn fields<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+pub(super) fn fields<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let mut members = serde_json::Map::new();
     for (name, value) in url::form_urlencoded::parse(bytes).into_owned() {
         if members.insert(name, serde_json::Value::String(value)).is_some() {
@@ -168,14 +180,13 @@ async fn show(app: &Shared, who: &InBrowser, id: &str, notice: Option<&str>, sta
     }
 }
 
-async fn grant(State(app): State<Shared>, who: InBrowser, Path(id): Path<String>) -> Response {
+async fn grant(State(app): State<Shared>, who: InBrowser, Segment(id): Segment) -> Response {
     show(&app, &who, &id, None, StatusCode::OK).await
 }
 
-async fn version(State(app): State<Shared>, who: InBrowser, Path(id): Path<String>) -> Result<Response, Failure> {
-    let review = app.broker.review(&who.by, grant_id(&id)?).await?;
-    let by = review.votes.last().map(|v| v.person.clone());
-    Ok(json(StatusCode::OK, &Version { version: review.grant.version, state: review.grant.state, by }))
+async fn version(State(app): State<Shared>, who: InBrowser, Segment(id): Segment) -> Result<Response, Failure> {
+    let (version, state, by) = app.broker.standing(&who.by, grant_id(&id)?).await?;
+    Ok(json(StatusCode::OK, &Version { version, state, by }))
 }
 
 #[derive(Deserialize)]
@@ -191,13 +202,10 @@ struct VoteForm {
     typed: String,
 }
 
-async fn vote(State(app): State<Shared>, who: InBrowser, Path(id): Path<String>, request: Request) -> Response {
+async fn vote(State(app): State<Shared>, who: InBrowser, Segment(id): Segment, request: Request) -> Response {
     match vote_now(&app, &who, &id, request).await {
         Ok(()) => redirect(&format!("/grants/{id}")),
-        Err(failure) => {
-            let status = StatusCode::from_u16(failure.0.status).unwrap_or(StatusCode::CONFLICT);
-            show(&app, &who, &id, Some(&failure.0.to_string()), status).await
-        }
+        Err(failure) => show(&app, &who, &id, Some(&failure.0.to_string()), failure.status()).await,
     }
 }
 
@@ -209,8 +217,8 @@ async fn vote_now(app: &Shared, who: &InBrowser, id: &str, request: Request) -> 
         let critical = review.tier.as_ref().is_some_and(|t| t.friction == Friction::Critical);
         if critical && console::typed_target(&review).is_none_or(|target| form.typed.trim() != target) {
             let detail = "the name that was typed is not that of the resource";
-            return Err(problem(StatusCode::BAD_REQUEST, "typed", "Not approved", detail)
-                .next("Type it exactly as it is shown."));
+            let next = "Type it exactly as it is shown.";
+            return Err(problem(StatusCode::BAD_REQUEST, "typed", "Not approved", detail, next));
         }
     }
     let reason = Some(form.reason.trim().to_owned()).filter(|r| !r.is_empty());
@@ -228,7 +236,7 @@ struct ReasonForm {
     reason: String,
 }
 
-async fn revoke(State(app): State<Shared>, who: InBrowser, Path(id): Path<String>, request: Request) -> Response {
+async fn revoke(State(app): State<Shared>, who: InBrowser, Segment(id): Segment, request: Request) -> Response {
     let done = async {
         let grant = grant_id(&id)?;
         let form: ReasonForm = form(&app, &who, request).await?;
@@ -238,10 +246,7 @@ async fn revoke(State(app): State<Shared>, who: InBrowser, Path(id): Path<String
     };
     match done.await {
         Ok(()) => redirect(&format!("/grants/{id}")),
-        Err(failure) => {
-            let status = StatusCode::from_u16(failure.0.status).unwrap_or(StatusCode::CONFLICT);
-            show(&app, &who, &id, Some(&failure.0.to_string()), status).await
-        }
+        Err(failure) => show(&app, &who, &id, Some(&failure.0.to_string()), failure.status()).await,
     }
 }
 
@@ -292,15 +297,15 @@ async fn freeze(State(app): State<Shared>, who: InBrowser, request: Request) -> 
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Only {
+pub(super) struct Only {
     #[allow(dead_code)] // checked before the rest is read
     csrf: String,
 }
 
-async fn unfreeze(State(app): State<Shared>, who: InBrowser, Path(id): Path<u64>, request: Request) -> Response {
+async fn unfreeze(State(app): State<Shared>, who: InBrowser, Segment(id): Segment, request: Request) -> Response {
     let done = async {
         let _: Only = form(&app, &who, request).await?;
-        app.broker.unfreeze(&who.by, id).await.map_err(Failure::from)
+        app.broker.unfreeze(&who.by, reviewer_api::freeze_id(&id)?).await.map_err(Failure::from)
     };
     match done.await {
         Ok(()) => redirect("/freeze"),
@@ -308,190 +313,7 @@ async fn unfreeze(State(app): State<Shared>, who: InBrowser, Path(id): Path<u64>
     }
 }
 
-fn login_view(app: &Shared, notice: Option<String>) -> LoginView {
-    let way = if app.login.is_some() {
-        let issuer = app.broker.rules().config.reviewer_login.as_ref().map(|l| l.issuer.clone()).unwrap_or_default();
-        let name = url::Url::parse(&issuer).ok().and_then(|u| u.host_str().map(str::to_owned)).unwrap_or(issuer);
-        LoginWay::Provider { name, start: "/login/start".to_owned() }
-    } else {
-        LoginWay::Printed
-    };
-    LoginView { way, notice }
-}
-
-async fn login(State(app): State<Shared>) -> Response {
-    page(StatusCode::OK, console::login(&login_view(&app, None), &chrome(&app, None)))
-}
-
-async fn login_start(State(app): State<Shared>) -> Response {
-    let Some(login) = &app.login else { return redirect("/login") };
-    match login.begin().await {
-        Ok(begun) => {
-            {
-                let mut pending = app.sessions.pending.lock();
-                let clock = app.broker.clock.clock();
-                pending.retain(|_, p| !p.is_over(clock.as_ref()));
-                if pending.len() >= PENDING_MAX {
-                    let failure = problem(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "too-many",
-                        "Too many logins",
-                        "try again in a minute",
-                    );
-                    drop(pending);
-                    return failed(&app, None, &failure);
-                }
-                pending.insert(begun.pending.state().to_owned(), begun.pending);
-            }
-            let mut response = redirect(&begun.url);
-            response.headers_mut().append(header::SET_COOKIE, app.sessions.login_cookie(begun.browser.expose()));
-            response
-        }
-        Err(error) => {
-            tracing::warn!(detail = error.detail(), "a login could not begin");
-            let view = login_view(&app, Some(error.refusal().public().to_owned()));
-            page(StatusCode::SERVICE_UNAVAILABLE, console::login(&view, &chrome(&app, None)))
-        }
-    }
-}
-
-async fn login_callback(State(app): State<Shared>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    let refuse = |detail: &str, public: &str| {
-        tracing::warn!(detail, "a login was refused");
-        let view = login_view(&app, Some(public.to_owned()));
-        page(StatusCode::FORBIDDEN, console::login(&view, &chrome(&app, None)))
-    };
-    let Some(login) = &app.login else { return redirect("/login") };
-    let callback = match Callback::parse(&query.unwrap_or_default()) {
-        Ok(callback) => callback,
-        Err(error) => return refuse(error.detail(), error.refusal().public()),
-    };
-    let pending = callback.state().and_then(|state| app.sessions.pending.lock().remove(state));
-    let Some(pending) = pending else {
-        return refuse("no login waits for this answer", "This login is over. Start again.");
-    };
-    let browser = app.sessions.login_cookie_of(&headers).unwrap_or_default();
-    let account = match login.finish(pending, &browser, &callback, app.broker.clock.wall()).await {
-        Ok(account) => account,
-        Err(error) => return refuse(error.detail(), error.refusal().public()),
-    };
-    let rules = app.broker.rules();
-    let person = rules
-        .config
-        .person
-        .iter()
-        .find(|p| p.identities.iter().any(|i| i.issuer == account.issuer && i.subject == account.subject));
-    let Some(person) = person else {
-        return refuse(
-            "the account is none of the people directory",
-            "You are signed in there, but this broker's people directory has no such account. Ask the operator to add it.",
-        );
-    };
-    let name = app.sessions.begin(
-        person.id.clone(),
-        format!("{}#{}", account.issuer, account.subject),
-        account.groups,
-        Via::Browser,
-    );
-    let mut response = redirect("/");
-    response.headers_mut().append(header::SET_COOKIE, app.sessions.set_cookie(&name));
-    response.headers_mut().append(header::SET_COOKIE, app.sessions.login_cookie(""));
-    response
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OneTime {
-    #[serde(default)]
-    #[allow(dead_code)] // there is no session yet
-    csrf: String,
-    code: String,
-}
-
-async fn one_time_page(State(app): State<Shared>, RawQuery(query): RawQuery) -> Response {
-    let code = query.and_then(|q| fields::<OneTime>(q.as_bytes())).map(|f| f.code);
-    let person = code.as_ref().and_then(|c| app.sessions.one_time.lock().get(&Digest::of_bytes(c.as_bytes())).cloned());
-    let view = match (code, person) {
-        (Some(code), Some(person)) => LoginView {
-            way: LoginWay::OneTime {
-                person: app.broker.rules().person_name(&person),
-                action: "/login/one-time".to_owned(),
-                code,
-            },
-            notice: None,
-        },
-        _ => login_view(&app, Some("This link was used already, or is not one of this broker.".to_owned())),
-    };
-    page(StatusCode::OK, console::login(&view, &chrome(&app, None)))
-}
-
-async fn one_time(State(app): State<Shared>, request: Request) -> Response {
-    let bytes = match read(&app, request).await {
-        Ok(bytes) => bytes,
-        Err(failure) => return failed(&app, None, &failure),
-    };
-    let code = fields::<OneTime>(&bytes).map(|f| f.code).unwrap_or_default();
-    let person = app.sessions.one_time.lock().remove(&Digest::of_bytes(code.as_bytes()));
-    let Some(person) = person else {
-        let view = login_view(&app, Some("This link was used already, or is not one of this broker.".to_owned()));
-        return page(StatusCode::FORBIDDEN, console::login(&view, &chrome(&app, None)));
-    };
-    let account = format!("one-time-link#{person}");
-    let name = app.sessions.begin(person, account, Vec::new(), Via::Browser);
-    let mut response = redirect("/");
-    response.headers_mut().append(header::SET_COOKIE, app.sessions.set_cookie(&name));
-    response
-}
-
-async fn logout(State(app): State<Shared>, who: InBrowser, request: Request) -> Response {
-    if let Err(failure) = form::<Only>(&app, &who, request).await {
-        return failed(&app, Some(&who), &failure);
-    }
-    app.sessions.end(&who.name);
-    let mut response = page(StatusCode::OK, console::signed_out(&chrome(&app, None)));
-    response.headers_mut().append(header::SET_COOKIE, app.sessions.drop_cookie());
-    response
-}
-
-async fn cli_page(State(app): State<Shared>, who: InBrowser, Path(code): Path<String>) -> Response {
-    match app.sessions.waiting.asked(&code, app.broker.now()) {
-        Some(asked) => {
-            let view = console::CliLogin { action: format!("/cli/{code}"), code, from: asked.from, until: asked.until };
-            page(StatusCode::OK, console::cli_login_confirm(&view, &chrome(&app, Some(&who))))
-        }
-        None => failed(&app, Some(&who), &no_code()),
-    }
-}
-
-fn no_code() -> Failure {
-    problem(StatusCode::NOT_FOUND, "no-such-code", "No such code", "it was answered already, or is over")
-        .next("Run `countersign login` again.")
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CliForm {
-    #[allow(dead_code)] // checked before the rest is read
-    csrf: String,
-    code: String,
-    answer: String,
-}
-
-async fn cli_answer(State(app): State<Shared>, who: InBrowser, Path(code): Path<String>, request: Request) -> Response {
-    let form: CliForm = match form(&app, &who, request).await {
-        Ok(form) => form,
-        Err(failure) => return failed(&app, Some(&who), &failure),
-    };
-    let give = (form.answer == "give")
-        .then(|| (who.by.person.clone(), who.by.account.clone(), who.session.claimed_groups.clone()));
-    if form.code == code && app.sessions.waiting.answer(&code, app.broker.now(), give) {
-        redirect("/")
-    } else {
-        failed(&app, Some(&who), &no_code())
-    }
-}
-
-async fn asset(Path(name): Path<String>) -> Response {
+async fn asset(Segment(name): Segment) -> Response {
     let Some((content_type, bytes)) = console::asset(&name) else { return StatusCode::NOT_FOUND.into_response() };
     let mut response = Response::new(Body::from(bytes));
     let headers = response.headers_mut();
@@ -501,7 +323,15 @@ async fn asset(Path(name): Path<String>) -> Response {
     response
 }
 
-async fn nothing(State(app): State<Shared>) -> Response {
-    let failure = problem(StatusCode::NOT_FOUND, "no-such-page", "No such page", "the address leads nowhere");
-    failed(&app, None, &failure)
+/// No such address; below `/api` for a program, elsewhere for a person.
+async fn nothing(State(app): State<Shared>, uri: Uri) -> Response {
+    for_whom(&app, &uri, no_such_address())
+}
+
+async fn another_method(State(app): State<Shared>, uri: Uri) -> Response {
+    for_whom(&app, &uri, no_such_method())
+}
+
+fn for_whom(app: &Shared, uri: &Uri, failure: Failure) -> Response {
+    if uri.path().starts_with("/api/") { failure.into_response() } else { failed(app, None, &failure) }
 }

@@ -2,7 +2,7 @@
 //! cookie, so no other site's page can use it.
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
@@ -14,7 +14,7 @@ use crate::wire::reviewer::{FreezeRequest, FreezeResult, RevokeRequest, Viewer, 
 
 use super::agent_api::{bearer, grant_id};
 use super::body::{Json, json};
-use super::problem::{Failure, problem};
+use super::problem::{Failure, Segment, problem};
 use super::session::Session;
 use super::{Shared, cli_login};
 
@@ -40,8 +40,8 @@ impl FromRequestParts<Shared> for Signed {
     type Rejection = Failure;
     async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Failure> {
         let no = || {
-            problem(StatusCode::UNAUTHORIZED, "session", "No session", "the session is missing or over")
-                .next("Run `countersign login`.")
+            let detail = "the session is missing or over";
+            problem(StatusCode::UNAUTHORIZED, "session", "No session", detail, "Run `countersign login`.")
         };
         let name = bearer(&parts.headers)?.ok_or_else(no)?.to_owned();
         let session = app.sessions.find(&name).ok_or_else(no)?;
@@ -74,18 +74,14 @@ async fn queue(State(app): State<Shared>, Signed(by, ..): Signed) -> Result<Resp
     Ok(json(StatusCode::OK, &app.broker.queue(&by).await?))
 }
 
-async fn review(
-    State(app): State<Shared>,
-    Signed(by, ..): Signed,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
+async fn review(State(app): State<Shared>, Signed(by, ..): Signed, Segment(id): Segment) -> Result<Response, Failure> {
     Ok(json(StatusCode::OK, &app.broker.review(&by, grant_id(&id)?).await?))
 }
 
 async fn vote(
     State(app): State<Shared>,
     Signed(by, ..): Signed,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Json(wanted): Json<VoteRequest>,
 ) -> Result<Response, Failure> {
     let grant = app.broker.vote(&by, grant_id(&id)?, &wanted).await?;
@@ -96,7 +92,7 @@ async fn vote(
 async fn revoke(
     State(app): State<Shared>,
     Signed(by, ..): Signed,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     Json(wanted): Json<RevokeRequest>,
 ) -> Result<Response, Failure> {
     let grant = app.broker.revoke(&by, grant_id(&id)?, &wanted.reason).await?;
@@ -117,8 +113,17 @@ async fn freeze(
     Ok(json(StatusCode::OK, &result))
 }
 
-async fn lift(State(app): State<Shared>, Signed(by, ..): Signed, Path(id): Path<u64>) -> Result<Response, Failure> {
-    app.broker.unfreeze(&by, id).await?;
+/// The number of a freeze from the path.
+pub fn freeze_id(text: &str) -> Result<u64, Failure> {
+    text.parse().map_err(|_| {
+        let (title, detail) = ("No such freeze", "the number in the address is none of a freeze");
+        let next = "Look up the freezes that hold on the page /freeze, or in GET /api/queue.";
+        problem(StatusCode::NOT_FOUND, "not-found", title, detail, next)
+    })
+}
+
+async fn lift(State(app): State<Shared>, Signed(by, ..): Signed, Segment(id): Segment) -> Result<Response, Failure> {
+    app.broker.unfreeze(&by, freeze_id(&id)?).await?;
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 

@@ -71,6 +71,9 @@ fn broker_event(event: &BrokerEvent, name: &dyn Fn(&PersonId) -> String) -> Told
         BrokerEvent::VoteRefused { grant, person, problem } => {
             (format!("a vote of {} was refused: {problem}", name(person)), Some(grant.to_string()), "broker")
         }
+        BrokerEvent::VotesRefused { person, problem, count } => {
+            (format!("votes of {} were refused: {problem}", name(person)), Some(format!("{count} more")), "broker")
+        }
         BrokerEvent::Replaced { grant } => {
             ("a credential was asked for again and minted anew".to_owned(), Some(grant.to_string()), "agent")
         }
@@ -148,11 +151,17 @@ pub fn grant_event(event: &GrantEvent, name: &dyn Fn(&PersonId) -> String) -> To
             }
         },
         GrantEvent::Invoked { invocation } => {
-            let mut detail = invocation.arguments_digest.as_ref().map(|d| format!("arguments {d}"));
-            if let Some(arguments) = &invocation.arguments {
-                detail = Some(format!("arguments {arguments:?}"));
-            }
-            (format!("{}: {}", invocation.tool, invocation.status), detail, "agent")
+            let detail: Vec<String> = [
+                invocation.arguments.as_ref().map(|a| format!("arguments {a:?}")),
+                invocation.started_at.map(|at| format!("began {}", rfc3339(at))),
+                invocation.ended_at.map(|at| format!("ended {}", rfc3339(at))),
+                invocation.arguments_digest.as_ref().map(|d| format!("keyed hash of the command {d}")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            let says = format!("{}: {}", invocation.tool, invocation.status);
+            (says, (!detail.is_empty()).then(|| detail.join("; ")), "agent")
         }
     };
     Told { says, detail, source }
@@ -229,6 +238,29 @@ mod tests {
             (told.says.as_str(), told.detail.unwrap()),
             ("Ana Lima approved it (browser)", format!("digest {digest}"))
         );
+    }
+
+    #[test]
+    fn what_was_run_is_told_with_all_that_was_reported() {
+        let mut invocation = crate::core::event::Invocation {
+            tool: "psql".to_owned(),
+            arguments_digest: Some("ab".repeat(32)),
+            arguments: Some(vec!["-c".to_owned(), "select 1".to_owned()]),
+            status: "exit:3".to_owned(),
+            started_at: Some(Timestamp(1_000)),
+            ended_at: Some(Timestamp(62_000)),
+        };
+        let told = |i: &crate::core::event::Invocation| {
+            grant_event(&GrantEvent::Invoked { invocation: i.clone() }, &ToString::to_string)
+        };
+        let said = told(&invocation);
+        assert_eq!((said.says.as_str(), said.source), ("psql: exit:3", "agent"));
+        let began = "began 1970-01-01T00:00:01Z; ended 1970-01-01T00:01:02Z";
+        let hash = "ab".repeat(32);
+        let all = format!("arguments [\"-c\", \"select 1\"]; {began}; keyed hash of the command {hash}");
+        assert_eq!(said.detail.unwrap(), all);
+        (invocation.arguments, invocation.arguments_digest) = (None, None);
+        assert_eq!(told(&invocation).detail.as_deref(), Some(began));
     }
 
     #[test]

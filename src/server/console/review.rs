@@ -273,6 +273,7 @@ fn emphasise(sentence: &str, review: &Review) -> Vec<(String, bool)> {
     let life = review.grant.life_secs.map(exact);
     let mut facts: Vec<String> =
         review.permissions.iter().flat_map(|p| [p.title.clone(), p.environment.clone()]).collect();
+    facts.extend(review.permissions.iter().flat_map(|p| p.can.iter().cloned()));
     facts.extend(life);
     facts.extend(review.identity.owner.clone());
     facts.push(review.identity.name.clone());
