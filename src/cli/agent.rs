@@ -26,13 +26,15 @@ use super::want::Ask;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The command gets its credentials in its own way: PGHOST, PGUSER, PGPASSFILE … for PostgreSQL, else
-COUNTERSIGN_<RESOURCE>_<FIELD>. They end when it ends, however it ends.
+COUNTERSIGN_<RESOURCE>_<FIELD>. They end when it ends, however it ends. With several databases the passwords of
+all are in PGPASSFILE, and what differs between them is in COUNTERSIGN_<RESOURCE>_HOST, _PORT, _DBNAME, _USER alone.
 
 Examples:
   countersign exec --want postgres/billing:read --why 'INC-42: find the double charge' -- psql
   countersign exec --want api/notes:read+write --why 'nightly sync' --ttl 5m -- ./sync.sh
 
-Exit codes: those of the command; 70 failed, 75 still pending at the time limit, 77 denied.")]
+Exit codes: those of the command; 70 failed, 75 still pending at the time limit, 77 denied, 128 + the signal that
+stopped it before the command ran.")]
 pub struct ExecArgs {
     #[command(flatten)]
     ask: Ask,
@@ -63,7 +65,7 @@ pub async fn exec(args: ExecArgs) -> Result<i32, CliError> {
 }
 
 async fn exec_inner(args: ExecArgs) -> Result<i32, CliError> {
-    let client = AgentClient::from_env().await?;
+    let client = AgentClient::from_env()?;
     let wanted = args.ask.request(&client, Some(HEARTBEAT_SECS)).await?;
     let exec = Exec {
         wanted,
@@ -97,7 +99,7 @@ pub struct RequestArgs {
 
 /// Asks for a grant.
 pub async fn request(args: RequestArgs) -> Result<i32, CliError> {
-    let client = AgentClient::from_env().await?;
+    let client = AgentClient::from_env()?;
     let wanted = args.ask.request(&client, None).await?;
     let mut view = match client.request(&wanted, &fresh_key()).await {
         Ok(view) => view,
@@ -153,7 +155,7 @@ pub struct StatusArgs {
 
 /// Looks at a grant.
 pub async fn status(args: StatusArgs) -> Result<i32, CliError> {
-    let client = AgentClient::from_env().await?;
+    let client = AgentClient::from_env()?;
     let mut view = client.show(args.id).await?;
     if let Some(wait) = args.wait {
         view = match view.state.as_str() {
@@ -192,7 +194,7 @@ pub struct CredentialsArgs {
 
 /// Collects the credentials.
 pub async fn credentials(args: CredentialsArgs) -> Result<i32, CliError> {
-    let client = AgentClient::from_env().await?;
+    let client = AgentClient::from_env()?;
     let given = client.credentials(args.id, args.replace, &fresh_key()).await?;
     let terminal = std::io::stdout().is_terminal();
     if terminal {
@@ -264,7 +266,7 @@ pub struct CompleteArgs {
 
 /// Says that it is done.
 pub async fn complete(args: CompleteArgs) -> Result<i32, CliError> {
-    let client = AgentClient::from_env().await?;
+    let client = AgentClient::from_env()?;
     let mut views = Vec::new();
     match (args.id, &args.task) {
         (Some(id), _) => views.push(client.complete(id).await?),
@@ -300,7 +302,7 @@ pub async fn complete(args: CompleteArgs) -> Result<i32, CliError> {
 
 /// Takes a pending request back.
 pub async fn cancel(args: GrantArgs) -> Result<i32, CliError> {
-    let view = AgentClient::from_env().await?.cancel(args.id).await?;
+    let view = AgentClient::from_env()?.cancel(args.id).await?;
     show(&view, args.json)?;
     Ok(0)
 }

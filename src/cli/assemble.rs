@@ -11,15 +11,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::note::{Signer, Verifier};
-use crate::broker::{Broker, Mode, Parts, Rules, RunClock, build, run_clock};
-use crate::config::Loaded;
+use crate::broker::{Broker, BrokerError, Mode, Parts, Rules, RunClock, build, run_clock};
+use crate::config::{Loaded, Problem};
 use crate::core::digest::Digest;
 use crate::identity::agents::Identities;
 use crate::identity::mtls::mtls_server_config;
 use crate::identity::net::system_lookup;
 use crate::identity::reviewer::ReviewerLogin;
 use crate::keys::random::SystemRandom;
-use crate::keys::{Keys, NamePrefix, Origin};
+use crate::keys::{Keys, Origin};
 use crate::policy::Engine;
 use crate::server::listen::{Listener, serve};
 use crate::server::session::Sessions;
@@ -30,8 +30,6 @@ use crate::time::{Clock, SystemClock};
 
 use super::CliError;
 
-/// What every name of ours at a target begins with.
-pub const NAME_PREFIX: &str = "cslease";
 /// How often keys and certificates are looked after.
 const UPKEEP: Duration = Duration::from_secs(60);
 /// How long endings may take once the end of the broker has begun.
@@ -52,8 +50,41 @@ pub struct Running {
 }
 
 /// Every problem on a line of its own.
-fn problems(all: Vec<crate::config::Problem>) -> CliError {
+fn problems(all: Vec<Problem>) -> CliError {
     CliError::said(crate::config::ConfigError(all))
+}
+
+/// What meets the outside.
+pub struct Edge {
+    identities: Identities,
+    login: Option<ReviewerLogin>,
+    certificate: Option<Arc<OwnCertificate>>,
+}
+
+/// Who is believed, where people log in, what the listeners show; or everything that is wrong with it. `serve` and
+/// `config check` both build it here, so that what was checked is what is served. Fetches nothing.
+pub fn edge(loaded: &Loaded, clock: &Arc<dyn Clock>) -> Result<Edge, Vec<Problem>> {
+    let (config, base) = (&loaded.config, &loaded.base);
+    let problem = |place: &str, what: &str| Problem { place: place.to_owned(), what: what.to_owned() };
+    let identities = Identities::new(config.spiffe.as_ref(), &config.issuer, base, Arc::clone(clock));
+    let callback = format!("{}/login/callback", config.broker.reviewer_url.trim_end_matches('/'));
+    let login = config
+        .reviewer_login
+        .as_ref()
+        .map(|login| ReviewerLogin::new(login, &callback, base, Arc::clone(clock), system_lookup()));
+    let listen = &config.listen;
+    let certificate = listen.tls_cert.as_ref().zip(listen.tls_key.as_ref());
+    let certificate = certificate.map(|(cert, key)| OwnCertificate::load(cert, key, base));
+    match (identities, login.transpose(), certificate.transpose()) {
+        (Ok(identities), Ok(login), Ok(certificate)) => Ok(Edge { identities, login, certificate }),
+        (identities, login, certificate) => {
+            let mut all = Vec::new();
+            all.extend(identities.err().iter().flatten().map(|e| problem("identities", e.detail())));
+            all.extend(login.err().iter().map(|e| problem("reviewer_login", e.detail())));
+            all.extend(certificate.err().iter().map(|e| problem("listen", &e.to_string())));
+            Err(all)
+        }
+    }
 }
 
 /// Starts a broker. When this returns, it answers.
@@ -81,7 +112,7 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
     let (last_run, last_at) = store.last_run().await.map_err(CliError::said)?;
     let start = run_clock::start(last_run.as_ref(), last_at, clock.as_ref());
 
-    let prefix = NamePrefix::new(NAME_PREFIX).ok_or_else(|| CliError::said("the prefix of names is malformed"))?;
+    let prefix = loaded.config.broker.name_prefix.clone();
     let engine = Engine::load(&loaded.policies, &loaded.catalogue, &loaded.config.tier).map_err(problems)?;
     let connectors = build::connectors(&loaded, &keys, Arc::clone(&clock), &prefix).map_err(problems)?;
     let hashes = loaded.hashes().map_err(CliError::said)?;
@@ -94,17 +125,7 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
     let login_config = loaded.config.reviewer_login.clone();
     let reviewer_url = loaded.config.broker.reviewer_url.trim_end_matches('/').to_owned();
 
-    let identities =
-        Identities::new(loaded.config.spiffe.as_ref(), &loaded.config.issuer, &loaded.base, Arc::clone(&clock))
-            .map_err(|all| CliError::said(all.iter().map(|e| e.detail().to_owned()).collect::<Vec<_>>().join("\n")))?;
-    let login = login_config
-        .as_ref()
-        .map(|config| {
-            let callback = format!("{reviewer_url}/login/callback");
-            ReviewerLogin::new(config, &callback, &loaded.base, Arc::clone(&clock), system_lookup())
-        })
-        .transpose()
-        .map_err(|e| CliError::said(e.detail()))?;
+    let Edge { identities, login, certificate } = edge(&loaded, &clock).map_err(problems)?;
     let session_secs = login_config
         .as_ref()
         .map_or(DEV_SESSION_SECS, |c| [c.session_idle_secs_max, c.session_secs_max, c.groups_age_secs_max]);
@@ -118,7 +139,10 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
         prefix,
         mode,
     });
-    broker.start_up(start, hashes).await.map_err(CliError::said)?;
+    let started = match broker.start_up(start, &hashes).await {
+        Err(error @ (BrokerError::Unavailable(_) | BrokerError::Unrecorded(_))) => Err(error),
+        other => Ok(other.map_err(CliError::said)?),
+    };
 
     let stop = CancellationToken::new();
     identities.start(&stop);
@@ -140,10 +164,8 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
     });
 
     let tasks = TaskTracker::new();
-    let certificate = match (&listen.tls_cert, &listen.tls_key) {
-        (Some(cert), Some(key)) => {
-            Some((OwnCertificate::load(cert, key, &loaded.base).map_err(CliError::said)?, cert, key))
-        }
+    let certificate = match (certificate, &listen.tls_cert, &listen.tls_key) {
+        (Some(own), Some(cert), Some(key)) => Some((own, cert, key)),
         _ => None,
     };
     let tls = match &certificate {
@@ -184,6 +206,10 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
         tasks.spawn(serve(listener, limits.clone(), stop.clone()));
     }
     broker.drive();
+    if let Err(error) = started {
+        tracing::error!(%error, "the start can't be recorded; what is due is ended, and no request is taken");
+        broker.start_later(start, hashes);
+    }
     let upkeep = {
         let (stop, base, clock) = (stop.clone(), loaded.base.clone(), Arc::clone(&clock));
         let certificate = certificate.map(|(own, cert, key)| (own, cert.clone(), key.clone()));

@@ -11,11 +11,11 @@ use crate::config::load::load;
 use crate::config::{Loaded, Problem};
 use crate::connector::{Connector, Gap, build};
 use crate::core::id::ResourceName;
-use crate::keys::{Keys, NamePrefix, Origin};
+use crate::keys::{Keys, Origin};
 use crate::policy::Engine;
 use crate::time::{Clock, SystemClock};
 
-use super::assemble::NAME_PREFIX;
+use super::assemble;
 use super::term::{Look, print, print_json, safe};
 use super::{CliError, serve};
 
@@ -110,9 +110,11 @@ async fn find(args: &CheckArgs) -> Result<Findings, CliError> {
         Err(problems) => findings.problems.extend(problems),
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    if let Err(problems) = assemble::edge(&loaded, &clock) {
+        findings.problems.extend(problems);
+    }
     let keys = keys(&loaded, args.live, &clock, &mut findings)?;
-    let prefix = NamePrefix::new(NAME_PREFIX).ok_or_else(|| CliError::said("the prefix of names is malformed"))?;
-    match build::connectors(&loaded, &keys, clock, &prefix) {
+    match build::connectors(&loaded, &keys, clock, &loaded.config.broker.name_prefix) {
         Ok(connectors) => {
             findings.summary = summary(&loaded);
             if args.live {

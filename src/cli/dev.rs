@@ -5,22 +5,27 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::Mode;
 use crate::broker::vote::Via;
+use crate::client::ReviewerClient;
+use crate::client::signals::Signals;
 use crate::config::load::load;
 use crate::core::id::PersonId;
 use crate::core::secret::Secret;
 use crate::identity::dev_authority::DevAuthority;
 use crate::identity::workload_api::WorkloadApiServer;
 use crate::time::SystemClock;
+use crate::wire::reviewer::{Queue, Row};
 
 use super::assemble::{self, Running};
+use super::folder::Folder;
 use super::throwaway::{self, ThrowAway};
-use super::{CliError, demo_api, serve};
+use super::{CliError, demo_api};
 
 /// The trust domain of `dev` and `tour`. `serve` refuses it.
 pub const TRUST_DOMAIN: &str = "dev.countersign.internal";
@@ -30,6 +35,11 @@ pub const AGENT_ID: &str = "spiffe://dev.countersign.internal/agent/demo";
 pub const DEMO_API_ID: &str = "spiffe://dev.countersign.internal/demo-api";
 /// Life of the broker's own TLS certificate, in seconds: as long as anybody keeps `dev` running.
 const TLS_SECS: u64 = 29 * 24 * 3600;
+
+/// How long the end of open grants may take.
+const END_ALL: Duration = Duration::from_secs(10);
+/// How often it is looked whether they have ended.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// `dev`.
 #[derive(Debug, clap::Args)]
@@ -70,10 +80,9 @@ pub struct World {
     /// PostgreSQL, where there is one.
     pub postgres: Option<ThrowAway>,
     /// Where everything is.
-    pub folder: PathBuf,
+    pub folder: Folder,
     workload_api: WorkloadApiServer,
     stop: CancellationToken,
-    remove: bool,
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CliError + '_ {
@@ -96,20 +105,30 @@ async fn port(wanted: u16) -> Result<u16, CliError> {
 }
 
 /// A fresh folder for one run.
-pub fn fresh_folder(what: &str) -> PathBuf {
+pub fn fresh_folder(what: &str, remove: bool) -> Folder {
     let name = hex::encode(crate::keys::random::random_bytes::<6>(&crate::keys::random::SystemRandom));
-    std::env::temp_dir().join(format!("countersign-{what}-{name}"))
+    Folder::new(std::env::temp_dir().join(format!("countersign-{what}-{name}")), remove)
+}
+
+/// What to type so that `countersign` is this program, if it isn't yet.
+fn path_to_ourselves() -> Option<String> {
+    let own = std::env::current_exe().and_then(|p| p.canonicalize()).ok()?;
+    let named = own.file_name().is_some_and(|name| name == "countersign");
+    let found =
+        std::env::split_paths(&std::env::var_os("PATH")?).find_map(|f| f.join("countersign").canonicalize().ok());
+    if !named || found.as_ref() == Some(&own) {
+        return None;
+    }
+    let folder = own.parent()?.display().to_string();
+    Some(format!("export PATH='{}':\"$PATH\"", folder.replace('\'', r"'\''")))
 }
 
 impl World {
     /// Builds it in a folder. `with_postgres`: the folder of PostgreSQL's binaries, if it is to be used.
-    pub async fn start(
-        folder: PathBuf,
-        remove: bool,
-        with_postgres: Option<PathBuf>,
-        ports: [u16; 2],
-    ) -> Result<Self, CliError> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(io(&folder))?;
+    /// Where it fails, it leaves nothing behind; once begun it must come to its end, for then it can be stopped.
+    pub async fn start(kept: Folder, with_postgres: Option<PathBuf>, ports: [u16; 2]) -> Result<Self, CliError> {
+        let folder = kept.path();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io(folder))?;
         let postgres = match with_postgres {
             Some(bin) => Some(ThrowAway::start(&bin).await?),
             None => None,
@@ -178,10 +197,9 @@ impl World {
             demo_url,
             ca,
             postgres,
-            folder,
+            folder: kept,
             workload_api,
             stop,
-            remove,
         })
     }
 
@@ -211,14 +229,36 @@ impl World {
 
     /// The same, with something to be done between.
     pub async fn stop_and(self, then: impl FnOnce() -> std::io::Result<()>) -> Result<(), CliError> {
+        if let Err(error) = self.end_all().await {
+            eprintln!("countersign: not every open grant was ended: {error}");
+        }
         self.stop.cancel();
         self.running.stop().await?;
-        then().map_err(CliError::said)?;
-        drop(self.postgres);
-        if self.remove {
-            std::fs::remove_dir_all(&self.folder).map_err(io(&self.folder))?;
+        then().map_err(CliError::said)
+    }
+
+    /// Ends what is open, while the targets are still there, and waits for the proofs.
+    async fn end_all(&self) -> Result<(), CliError> {
+        let reviewer = ReviewerClient::new(&self.reviewer_url, None, Some(self.terminal_session("reviewer")?))?;
+        let deadline = tokio::time::Instant::now() + END_ALL;
+        loop {
+            let Queue { mine, others, live, .. } = reviewer.queue().await?;
+            let open: Vec<Row> = [mine, others, live].concat();
+            if open.is_empty() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(CliError::said(format!("{} are left", open.len())));
+            }
+            for row in open.iter().filter(|row| row.state != "ending") {
+                match reviewer.revoke(row.id, "this trial broker is being ended".to_owned()).await {
+                    // Somebody else was faster.
+                    Err(error) if error.word() == Some("state") => {}
+                    ended => drop(ended?),
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
     }
 }
 
@@ -239,39 +279,56 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
-/// Runs until it is interrupted.
+/// Runs until it is told to stop.
 pub async fn run(args: Args) -> Result<i32, CliError> {
-    let (folder, remove) = match args.folder {
-        Some(folder) => (std::path::absolute(folder).map_err(CliError::said)?, false),
-        None => (fresh_folder("dev"), true),
+    let mut signals = Signals::listen().map_err(CliError::said)?;
+    let folder = match args.folder {
+        Some(folder) => Folder::new(std::path::absolute(folder).map_err(CliError::said)?, false),
+        None => fresh_folder("dev", true),
     };
-    let binaries = if args.no_postgres { None } else { throwaway::binaries() };
-    let world = World::start(folder, remove, binaries, [args.port, args.reviewer_port]).await?;
+    let binaries = if args.no_postgres { Err("--no-postgres".to_owned()) } else { throwaway::binaries() };
+    let ports = [args.port, args.reviewer_port];
+    let world = World::start(folder, binaries.as_ref().ok().cloned(), ports).await?;
+    let printed = print(&world, binaries.err());
+    if printed.is_ok() {
+        signals.told().await;
+        println!("\nEnding: open grants are ended first.");
+    }
+    world.stop().await?;
+    printed.map(|()| 0)
+}
+
+/// What one copies to use it.
+fn print(world: &World, no_postgres: Option<String>) -> Result<(), CliError> {
     println!("Countersign runs, for trying out, on this machine alone. Ctrl-C ends it.\n");
     println!("Agents (copy these lines into another terminal):\n");
+    if let Some(line) = path_to_ourselves() {
+        println!("  {line}");
+    }
     println!("  export COUNTERSIGN_URL={}", world.agent_url);
     println!("  export COUNTERSIGN_CA={}", world.ca.display());
-    println!("  export SPIFFE_ENDPOINT_SOCKET={}\n", world.workload_api());
+    println!("  export SPIFFE_ENDPOINT_SOCKET={}", world.workload_api());
+    println!("  # or by mutual TLS: export COUNTERSIGN_MTLS=1 COUNTERSIGN_URL={}\n", world.mtls_url);
     println!("Then, for example:\n");
     println!("  countersign exec --want api/notes-sandbox:read --why 'a look' -- \\");
     println!(
         "    sh -c 'curl -s -H \"Authorization: Bearer $COUNTERSIGN_API_NOTES_SANDBOX_TOKEN\" {}/sandbox/notes'",
         world.demo_url
     );
-    if world.postgres.is_some() {
-        println!("  countersign exec --want postgres/sandbox:read --why 'a look' -- psql -c 'table notes'");
-        println!(
-            "  countersign exec --want postgres/shop:read --why 'who has not paid' -- psql -c 'table invoices'   # asks a person"
-        );
-    } else {
-        println!("  (PostgreSQL's binaries are not on this machine: the demo API is the only target)");
+    match no_postgres {
+        None => {
+            println!("  countersign exec --want postgres/sandbox:read --why 'a look' -- psql -c 'table notes'");
+            println!(
+                "  countersign exec --want postgres/shop:read --why 'who has not paid' -- psql -c 'table invoices'   # asks a person"
+            );
+        }
+        Some(why) => println!("  ({why}: the demo API is the only target)"),
     }
     println!("\nReviewers (each link signs in once):\n");
     println!("  {}", world.one_time_link("reviewer")?);
     println!("  {}   (a second person, for critical requests)", world.one_time_link("second-reviewer")?);
-    println!("\nConfiguration, catalogue and policies to look at: {}", world.folder.display());
-    serve::wait_for_end().await?;
-    println!("\nEnding: open grants are ended first.");
-    world.stop().await?;
-    Ok(0)
+    println!("\nSigned in there, also from a terminal (then inbox, show, deny, revoke, freeze):\n");
+    println!("  countersign login --url {}", world.reviewer_url);
+    println!("\nConfiguration, catalogue and policies to look at: {}", world.folder.path().display());
+    Ok(())
 }

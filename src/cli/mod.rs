@@ -6,6 +6,7 @@ pub mod audit;
 pub mod config;
 pub mod demo_api;
 pub mod dev;
+pub mod folder;
 pub mod freeze;
 pub mod grant_text;
 pub mod policy;
@@ -62,13 +63,19 @@ Start here:
 Environment of an agent:
   COUNTERSIGN_URL                    the broker, for example https://broker.corp:8443
   COUNTERSIGN_CA                     PEM of the CA that signed its certificate
-  SPIFFE_ENDPOINT_SOCKET             identity from SPIRE or `countersign dev`; COUNTERSIGN_MTLS=1 for X.509
-  COUNTERSIGN_TOKEN_FILE             identity from a projected token; in GitHub Actions nothing is needed
+  COUNTERSIGN_AUDIENCE               what a token must be issued for, if that is not COUNTERSIGN_URL
+and one identity, the first of these that is set:
+  COUNTERSIGN_TOKEN                  a JWT itself: whoever reads the environment has it
+  COUNTERSIGN_TOKEN_FILE             a file with a JWT that somebody renews: a projected token
+  COUNTERSIGN_SVID_CERT, …_KEY       PEM files of an X.509-SVID, for mutual TLS
+  SPIFFE_ENDPOINT_SOCKET             JWT-SVIDs from SPIRE or `countersign dev`
+    with COUNTERSIGN_MTLS=1          X.509-SVIDs; COUNTERSIGN_URL is then the address for mutual TLS
+  In GitHub Actions nothing is needed but `permissions: id-token: write`.
 
 Exit codes:
   0 done   1 failed   2 wrong command line   75 still pending at the time limit   77 denied
-  `exec` passes on the exit code of the command that it ran; when that was not run: 70 failed, 126 not
-  executable, 127 not found.";
+  `exec` passes on the exit code of the command that it ran; when that was not run:
+  70 failed, 126 not executable, 127 not found, 128 + the signal that stopped it before.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]

@@ -95,7 +95,7 @@ impl Story {
                 ]
             })
             .collect();
-        out.push_str(&format!("\n{}", table(look, &["#", "WHEN", "SAYS", "WHAT"], &rows)));
+        out.push_str(&format!("\n{}", table(look, &["#", "WHEN", "SOURCE", "WHAT"], &rows)));
         out
     }
 }

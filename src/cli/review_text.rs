@@ -186,7 +186,7 @@ pub fn story(look: Look, review: &Review) -> String {
                 ]
             })
             .collect();
-        out.push_str(&table(look, &["#", "WHEN", "SAYS", "WHAT"], &rows));
+        out.push_str(&table(look, &["#", "WHEN", "SOURCE", "WHAT"], &rows));
     }
     if !review.similar.is_empty() {
         out.push_str(&format!("\n{}\n", look.bold("Asked before by this agent")));
@@ -202,8 +202,8 @@ pub fn story(look: Look, review: &Review) -> String {
 /// Whose word it is.
 pub const fn source_in_words(source: &str) -> &'static str {
     match source.as_bytes() {
-        b"agent" => "the agent (unverified)",
-        b"target" => "the target",
+        b"agent" => "reported by the agent",
+        b"target" => "seen at the target",
         b"person" => "a person",
         _ => "the broker",
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::broker::Mode;
+use crate::client::signals::Signals;
 use crate::config::load::load;
 use crate::config::{Config, Problem};
 
@@ -19,7 +20,7 @@ pub struct Args {
     config: PathBuf,
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until it is told to stop.
 pub async fn run(args: Args) -> Result<i32, CliError> {
     let loaded = load(&args.config).map_err(CliError::said)?;
     for warning in &loaded.warnings {
@@ -31,10 +32,11 @@ pub async fn run(args: Args) -> Result<i32, CliError> {
     }
     let (agent, reviewer) = (config.listen.agent, config.listen.reviewer);
     let running = assemble::start(loaded, Mode::Serve).await?;
+    let mut signals = Signals::listen().map_err(CliError::said)?;
     // The key is for `audit verify --key`, on whichever machine that is.
     let (records, journal_key) = (running.report.records, &running.journal.1);
     tracing::info!(%agent, %reviewer, records, %journal_key, "ready");
-    wait_for_end().await?;
+    signals.told().await;
     tracing::info!("stopping: no new requests; what is in flight finishes");
     running.stop().await?;
     Ok(0)
@@ -61,15 +63,4 @@ pub fn refusals(config: &Config) -> Vec<Problem> {
         refuse("reviewer_login", "the section is missing: without it nobody can approve".to_owned());
     }
     out
-}
-
-/// Waits for SIGTERM or SIGINT.
-pub async fn wait_for_end() -> Result<(), CliError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::said)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(CliError::said)?,
-    }
-    Ok(())
 }

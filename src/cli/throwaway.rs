@@ -15,15 +15,23 @@ use crate::core::secret::Secret;
 use crate::keys::random::{SystemRandom, random_secret};
 
 use super::CliError;
+use super::folder::Folder;
 
 /// How long the server may take until it answers.
 const START: Duration = Duration::from_secs(30);
+/// Oldest major version in which leases can be made.
+const MAJOR_MIN: u32 = 14;
 /// How long it may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
 
 /// What the demo has in its databases, and the hardening that leases need.
 const SET_UP: &str = include_str!("../../config/dev/postgres.sql");
 const HARDENING: &str = include_str!("../../config/dev/postgres-hardening.sql");
+
+/// Since 16, CREATEROLE alone reaches no group: the broker's login gets ADMIN on each (config/postgres/10-broker-direct.sql).
+const ADMIN_SINCE_16: &str = "SELECT format('GRANT %I TO countersign WITH ADMIN TRUE, INHERIT FALSE, SET FALSE', rolname) \
+     FROM pg_roles WHERE NOT rolcanlogin AND NOT rolsuper AND rolname NOT LIKE 'pg\\_%' \
+     AND current_setting('server_version_num')::int >= 160000";
 
 /// A running server. Dropping it stops it and removes its folder.
 pub struct ThrowAway {
@@ -32,20 +40,42 @@ pub struct ThrowAway {
     /// The password of the broker's login there.
     pub password: Secret,
     admin: Secret,
-    child: Child,
-    folder: PathBuf,
+    // Stopped before its folder goes.
+    _server: Server,
+    _folder: Folder,
 }
 
-/// The folder with `initdb` and `postgres`, if there is one.
-pub fn binaries() -> Option<PathBuf> {
-    let mut folders: Vec<PathBuf> = Vec::new();
+/// Its first process.
+struct Server(Child);
+
+/// The folder of the newest `initdb` and `postgres` on the PATH or in Debian's place; or in words, why there is none.
+pub fn binaries() -> Result<PathBuf, String> {
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
     if let Ok(versions) = std::fs::read_dir("/usr/lib/postgresql") {
-        let mut versions: Vec<PathBuf> = versions.flatten().map(|v| v.path().join("bin")).collect();
-        versions.sort();
-        folders.extend(versions.into_iter().rev());
+        folders.extend(versions.flatten().map(|v| v.path().join("bin")));
     }
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    folders.into_iter().find(|f| f.join("initdb").is_file() && f.join("postgres").is_file())
+    folders.retain(|f| f.join("initdb").is_file() && f.join("postgres").is_file());
+    choose(folders.into_iter().filter_map(|folder| {
+        let asked = Command::new(folder.join("postgres")).arg("--version").stderr(Stdio::null()).output().ok()?;
+        Some((folder, major(&String::from_utf8_lossy(&asked.stdout))?))
+    }))
+}
+
+/// The major version in `postgres (PostgreSQL) 17.2 (Debian …)`, `… 9.6.24`, `… 18beta1`.
+fn major(said: &str) -> Option<u32> {
+    let version = said.split_once("(PostgreSQL) ")?.1;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The newest, if leases can be made in it.
+fn choose(found: impl Iterator<Item = (PathBuf, u32)>) -> Result<PathBuf, String> {
+    match found.max_by_key(|(_, major)| *major) {
+        Some((folder, major)) if major >= MAJOR_MIN => Ok(folder),
+        Some((_, major)) => {
+            Err(format!("the PostgreSQL on this machine is version {major}, and {MAJOR_MIN} is needed"))
+        }
+        None => Err("PostgreSQL's binaries are not on this machine".to_owned()),
+    }
 }
 
 /// PostgreSQL refuses to run as root: somebody else's ids, from the password database.
@@ -75,6 +105,7 @@ impl ThrowAway {
         let folder = std::env::temp_dir().join(name);
         let io = |what: &'static str| move |e: std::io::Error| CliError::said(format!("PostgreSQL's {what}: {e}"));
         std::fs::DirBuilder::new().mode(0o700).create(&folder).map_err(io("folder"))?;
+        let kept = Folder::new(folder.clone(), true);
         let (data, password_file) = (folder.join("data"), folder.join("password"));
         let admin = random_secret(&SystemRandom);
         let mut file = std::fs::OpenOptions::new()
@@ -91,7 +122,8 @@ impl ThrowAway {
         }
         let command = |program: &str| {
             let mut command = Command::new(bin.join(program));
-            command.current_dir(&folder).stdin(Stdio::null());
+            // A group of its own: Ctrl-C is for us, and the server ends when its sessions' leases have ended.
+            command.current_dir(&folder).stdin(Stdio::null()).process_group(0);
             if let Some((uid, gid)) = user {
                 command.uid(uid).gid(gid);
             }
@@ -128,7 +160,8 @@ impl ThrowAway {
             .stderr(log)
             .spawn()
             .map_err(io("server"))?;
-        let server = Self { port, password: random_secret(&SystemRandom), admin, child, folder };
+        let password = random_secret(&SystemRandom);
+        let server = Self { port, password, admin, _server: Server(child), _folder: kept };
         server.set_up().await?;
         Ok(server)
     }
@@ -175,24 +208,49 @@ impl ThrowAway {
                 .await
                 .map_err(failed)?;
         }
+        for grant in client.query(ADMIN_SINCE_16, &[]).await.map_err(failed)? {
+            client.batch_execute(grant.get(0)).await.map_err(failed)?;
+        }
         Ok(())
     }
 }
 
-impl Drop for ThrowAway {
+impl Drop for Server {
     fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid {
             // Fast shutdown; it may be gone already.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
         let deadline = std::time::Instant::now() + STOP;
-        while matches!(self.child.try_wait(), Ok(None)) {
+        while matches!(self.0.try_wait(), Ok(None)) {
             if std::time::Instant::now() > deadline {
-                let _ = self.child.kill();
+                let _ = self.0.kill();
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_is_taken_if_it_is_new_enough() {
+        for (said, version) in [
+            ("postgres (PostgreSQL) 17.2 (Debian 17.2-1.pgdg120+1)\n", Some(17)),
+            ("postgres (PostgreSQL) 9.6.24\n", Some(9)),
+            ("postgres (PostgreSQL) 18beta1\n", Some(18)),
+            ("postgres (EnterpriseDB) 15.1\n", None),
+            ("", None),
+        ] {
+            assert_eq!(major(said), version, "{said}");
+        }
+        let of = |all: &[(&str, u32)]| choose(all.iter().map(|(f, v)| (PathBuf::from(f), *v)));
+        assert_eq!(of(&[("9.6", 9), ("17", 17), ("15", 15)]).unwrap(), PathBuf::from("17"));
+        assert_eq!(of(&[("14", MAJOR_MIN)]).unwrap(), PathBuf::from("14"));
+        assert!(of(&[("9.6", 9), ("13", 13)]).unwrap_err().contains("is version 13"));
+        assert!(of(&[]).unwrap_err().contains("not on this machine"));
     }
 }

@@ -8,9 +8,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio_postgres::error::SqlState;
 
 use crate::audit::verify;
 use crate::client::agent::fresh_key;
+use crate::client::signals::Signals;
 use crate::client::{AgentClient, Proof, ReviewerClient};
 use crate::core::id::TaskName;
 use crate::core::lease::Evidence;
@@ -18,6 +20,7 @@ use crate::core::vote::Verdict;
 use crate::wire::agent::{CredentialView, Credentials, GrantRequest, GrantView};
 
 use super::dev::{World, fresh_folder};
+use super::folder::Folder;
 use super::{CliError, throwaway};
 
 /// How long the tour waits for a person.
@@ -29,6 +32,13 @@ const TARGET_VARIABLE: &str = "COUNTERSIGN_TOUR_TARGET";
 
 /// `tour`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  countersign tour
+  countersign tour --yes && echo 'each step was checked'
+  COUNTERSIGN_TOUR_TARGET=demo-api countersign tour
+
+Exits 0 only if every check held.")]
 pub struct Args {
     /// Don't wait for a person: the tour's own reviewer votes, through the same reviewer API
     #[arg(long)]
@@ -49,6 +59,9 @@ enum Attempt {
     Postgres { host: String, port: u16, dbname: String, user: String, password: String, sql: String },
     Http { method: String, url: String, token: String, body: String },
 }
+
+/// PostgreSQL's words for a login that is no good: the password, or the role.
+const REFUSED: [SqlState; 2] = [SqlState::INVALID_PASSWORD, SqlState::INVALID_AUTHORIZATION_SPECIFICATION];
 
 struct Target {
     name: &'static str,
@@ -90,44 +103,45 @@ fn say(text: &str) {
     println!("   {text}");
 }
 
-/// Runs it.
+/// Runs it. Told to stop on the way, it leaves nothing behind either.
 pub async fn run(args: Args) -> Result<i32, CliError> {
+    let mut signals = Signals::listen().map_err(CliError::said)?;
     let wanted = std::env::var(TARGET_VARIABLE).unwrap_or_default();
     let binaries = match wanted.as_str() {
         "" => throwaway::binaries(),
-        "demo-api" => None,
-        "postgres" => Some(throwaway::binaries().ok_or_else(|| {
-            CliError::said("COUNTERSIGN_TOUR_TARGET=postgres, but PostgreSQL's binaries are not on this machine")
-        })?),
+        "demo-api" => Err(format!("{TARGET_VARIABLE}=demo-api")),
+        "postgres" => {
+            Ok(throwaway::binaries().map_err(|why| CliError::said(format!("{TARGET_VARIABLE}=postgres, but {why}")))?)
+        }
         _ => return Err(CliError::said("COUNTERSIGN_TOUR_TARGET is demo-api or postgres")),
     };
-    let target = if binaries.is_some() { POSTGRES } else { DEMO_API };
+    let target = if binaries.is_ok() { POSTGRES } else { DEMO_API };
     let mut n = Narrator { step: 0, colour: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() };
-    println!(
-        "Countersign, once through. The target is {}.",
-        match target.name {
-            "PostgreSQL" => "a real PostgreSQL, started for this tour",
-            _ =>
-                "the demo API, which asks the broker at each call (with PostgreSQL installed, the tour uses a real one)",
-        }
-    );
+    match &binaries {
+        Ok(_) => println!("Countersign, once through. The target is a real PostgreSQL, started for this tour."),
+        Err(why) => println!(
+            "Countersign, once through. The target is the demo API, which asks the broker at each call ({why})."
+        ),
+    }
     n.head("A broker starts");
-    let world = World::start(fresh_folder("tour"), !args.keep, binaries, [0, 0]).await?;
-    let outcome = steps(&args, &mut n, &target, &world).await;
+    let world = World::start(fresh_folder("tour", !args.keep), binaries.ok(), [0, 0]).await?;
+    let outcome = tokio::select! {
+        biased;
+        code = signals.told() => Ok(Some(code)),
+        outcome = steps(&args, &mut n, &target, &world) => outcome.map(|()| None),
+    };
     let journal = world.running.journal.clone();
-    let (folder, keep) = (world.folder.clone(), args.keep);
-    if outcome.is_err() {
+    let (folder, keep) = (world.folder.path().to_owned(), args.keep);
+    if !matches!(outcome, Ok(None)) {
         world.stop().await?;
-        return outcome.map(|()| 0);
+        return outcome.map(Option::unwrap_or_default);
     }
     n.head("The record is verified, offline");
     // The broker closes its journal first: what is verified is all there is.
-    let copy = folder.with_extension("journal");
-    world.stop_and(|| copy_files(&journal.0, &copy)).await?;
+    let copy = Folder::new(folder.with_extension("journal"), true);
+    world.stop_and(|| copy_files(&journal.0, copy.path())).await?;
     let options = verify::Options { keys: vec![journal.1], ..verify::Options::default() };
-    let report = verify::verify(&copy, &options).map_err(CliError::said);
-    let _ = std::fs::remove_dir_all(&copy);
-    match report? {
+    match verify::verify(copy.path(), &options).map_err(CliError::said)? {
         verify::Report::Verified(verified) => n.check(true, &verified.to_string())?,
         verify::Report::Broken(broken) => n.check(false, &broken.to_string())?,
     }
@@ -163,7 +177,8 @@ async fn steps(args: &Args, n: &mut Narrator, target: &Target, world: &World) ->
     say(read.sentence.as_deref().unwrap_or_default());
     n.check(read.state == "active", "policy lets it pass by itself (tier observe, no person asked)")?;
     let credentials = agent.credentials(read.id, false, &fresh_key()).await?;
-    let used = attempt(world, target, &credentials.credentials[0], false).await?;
+    let reading = &credentials.credentials[0];
+    let used = attempt(world, target, reading, false).await?;
     n.check(used.is_ok(), &format!("a credential for {} was minted, and works", target.read.0))?;
 
     n.head("It asks for a production write");
@@ -179,9 +194,9 @@ async fn steps(args: &Args, n: &mut Narrator, target: &Target, world: &World) ->
     n.check(write.state == "active", "approved: exactly what was shown is what will be minted")?;
 
     n.head("The agent collects its credential, once, and works with it");
-    let credentials: Credentials = agent.credentials(write.id, false, &fresh_key()).await?;
-    let credential = &credentials.credentials[0];
-    let used = attempt(world, target, credential, true).await?;
+    let collected: Credentials = agent.credentials(write.id, false, &fresh_key()).await?;
+    let writing = &collected.credentials[0];
+    let used = attempt(world, target, writing, true).await?;
     n.check(used.is_ok(), &format!("from another process: {}", used.unwrap_or_else(|e| e)))?;
     let again = agent.credentials(write.id, false, &fresh_key()).await;
     n.check(again.is_err(), "a second collection is refused")?;
@@ -191,19 +206,22 @@ async fn steps(args: &Args, n: &mut Narrator, target: &Target, world: &World) ->
 
     n.head("The task is done, and the credentials die with it");
     agent.complete_task(&task).await?;
-    let ended = agent.wait_state(write.id, &["ended"], BROKER).await?;
-    n.check(ended.state == "ended", "the broker says that everything under the grant is gone")?;
-    for lease in &ended.leases {
-        let evidence = lease.evidence.as_ref().map(evidence_in_words).unwrap_or_default();
-        n.check(!evidence.is_empty(), &format!("evidence: {evidence}"))?;
+    for (id, credential, write) in [(write.id, writing, true), (read.id, reading, false)] {
+        let what = if write { target.write.0 } else { target.read.0 };
+        let ended = agent.wait_state(id, &["ended"], BROKER).await?;
+        n.check(ended.state == "ended", &format!("the broker says that everything for {what} is gone"))?;
+        n.check(!ended.leases.is_empty(), &format!("{} credential(s) had been minted for it", ended.leases.len()))?;
+        for lease in &ended.leases {
+            let evidence = lease.evidence.as_ref().map(evidence_in_words).unwrap_or_default();
+            n.check(lease.state == "revoked" && !evidence.is_empty(), &format!("evidence: {evidence}"))?;
+        }
+        match attempt(world, target, credential, write).await? {
+            Ok(_) => n.check(false, "the very same credential, tried from another process, is refused")?,
+            Err(refused) => {
+                n.check(true, &format!("the very same credential, tried from another process: {refused}"))?
+            }
+        }
     }
-    let dead = attempt(world, target, credential, true).await?;
-    match &dead {
-        Ok(_) => n.check(false, "the very same credential, tried from another process, is refused")?,
-        Err(refused) => n.check(true, &format!("the very same credential, tried from another process: {refused}"))?,
-    }
-    let ended = agent.wait_state(read.id, &["ended"], BROKER).await?;
-    n.check(ended.state == "ended", "the read of the same task ended with it")?;
 
     n.head("Everything stands in one record");
     let auditor = ReviewerClient::new(&world.reviewer_url, None, Some(world.terminal_session("reviewer")?))?;
@@ -290,7 +308,7 @@ async fn decide(args: &Args, world: &World, agent: &AgentClient, grant: &GrantVi
     Ok(agent.wait_decision(grant.clone(), BROKER).await?)
 }
 
-/// Uses a credential from a process of its own. Inner `Err`: what the target said.
+/// Uses a credential from a process of its own. Inner `Err`: the target said that the credential is no good, and how.
 async fn attempt(
     world: &World,
     target: &Target,
@@ -340,64 +358,89 @@ async fn attempt(
     }
 }
 
-/// `try`: exits 0 if the target let it, 1 if the target refused, 2 if nothing could be tried.
+/// What came of a try.
+enum Tried {
+    /// The target let it.
+    Let(String),
+    /// The target says that the credential is no good.
+    Refused(String),
+    /// Anything else: nothing was shown.
+    Neither(String),
+}
+
+/// `try`: exits 0 if the target let it, 1 if it refused the credential, 2 if neither is certain.
 pub async fn try_credential(_: TryArgs) -> Result<i32, CliError> {
     let mut text = zeroize::Zeroizing::new(String::new());
     std::io::Read::read_to_string(&mut std::io::stdin(), &mut text).map_err(CliError::said)?;
     let attempt: Attempt = serde_json::from_str(&text).map_err(CliError::said)?;
-    let outcome = match attempt {
+    let tried = match attempt {
         Attempt::Postgres { host, port, dbname, user, password, sql } => {
-            try_postgres(&host, port, &dbname, &user, &password, &sql).await
+            let mut config = tokio_postgres::Config::new();
+            config.host(host).port(port).dbname(dbname).user(user).password(password);
+            match try_postgres(&config, &sql).await {
+                Ok(rows) => Tried::Let(format!("PostgreSQL answered: {rows} row(s)")),
+                Err(error) => refused_by_postgres(&error),
+            }
         }
-        Attempt::Http { method, url, token, body } => try_http(&method, &url, &token, body).await,
+        Attempt::Http { method, url, token, body } => match try_http(&method, &url, &token, body).await {
+            Ok((status, why)) => refused_by_api(status, &why),
+            Err(error) => Tried::Neither(format!("the API can't be asked: {}", error.without_url())),
+        },
     };
-    Ok(match outcome {
-        Ok(said) => {
-            println!("{said}");
-            0
-        }
-        Err(Some(refused)) => {
-            println!("{refused}");
-            1
-        }
-        Err(None) => {
-            println!("the target can't be reached");
-            2
-        }
-    })
+    let (code, said) = match tried {
+        Tried::Let(said) => (0, said),
+        Tried::Refused(said) => (1, said),
+        Tried::Neither(said) => (2, said),
+    };
+    println!("{said}");
+    Ok(code)
 }
 
-async fn try_postgres(
-    host: &str,
-    port: u16,
-    dbname: &str,
-    user: &str,
-    password: &str,
-    sql: &str,
-) -> Result<String, Option<String>> {
-    let refused = |e: tokio_postgres::Error| {
-        e.as_db_error().map(|d| format!("PostgreSQL refuses it: {} (SQLSTATE {})", d.message(), d.code().code()))
-    };
-    let mut config = tokio_postgres::Config::new();
-    config.host(host).port(port).dbname(dbname).user(user).password(password);
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
+async fn try_postgres(config: &tokio_postgres::Config, sql: &str) -> Result<u64, tokio_postgres::Error> {
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
-    let rows = client.execute(sql, &[]).await.map_err(refused)?;
-    Ok(format!("PostgreSQL answered: {rows} row(s)"))
+    client.execute(sql, &[]).await
 }
 
-async fn try_http(method: &str, url: &str, token: &str, body: String) -> Result<String, Option<String>> {
-    let method: reqwest::Method = method.parse().map_err(|_| None)?;
-    let http = reqwest::Client::builder().no_proxy().build().map_err(|_| None)?;
-    let response = http.request(method, url).bearer_auth(token).body(body).send().await.map_err(|_| None)?;
-    let status = response.status();
+/// Only the refusal of the login itself says that the credential is no good; a missing right, a full server or a syntax
+/// error would not.
+fn refused_by_postgres(error: &tokio_postgres::Error) -> Tried {
+    let Some(db) = error.as_db_error() else { return Tried::Neither(format!("PostgreSQL can't be asked: {error}")) };
+    let said = format!("PostgreSQL refuses it: {} (SQLSTATE {})", db.message(), db.code().code());
+    if REFUSED.contains(db.code()) { Tried::Refused(said) } else { Tried::Neither(said) }
+}
+
+async fn try_http(method: &str, url: &str, token: &str, body: String) -> Result<(u16, String), reqwest::Error> {
+    let method = method.parse().unwrap_or(reqwest::Method::GET);
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let response = http.request(method, url).bearer_auth(token).body(body).send().await?;
+    let status = response.status().as_u16();
     let answer: BTreeMap<String, Value> = response.json().await.unwrap_or_default();
-    if status.is_success() {
-        Ok(format!("the API answered {status}"))
-    } else {
-        Err(Some(format!(
-            "the API refuses it: {status}, {}",
-            answer.get("error").and_then(Value::as_str).unwrap_or_default()
-        )))
+    Ok((status, answer.get("error").and_then(Value::as_str).unwrap_or_default().to_owned()))
+}
+
+/// 401 alone says that the token is no good (RFC 6750, section 3.1).
+fn refused_by_api(status: u16, why: &str) -> Tried {
+    match status {
+        200..300 => Tried::Let(format!("the API answered {status}")),
+        401 => Tried::Refused(format!("the API refuses it: 401, {why}")),
+        _ => Tried::Neither(format!("the API answered {status}, {why}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refused_credential_counts_as_refused() {
+        for (status, refused) in [(401, true), (403, false), (404, false), (500, false), (503, false), (302, false)] {
+            let tried = refused_by_api(status, "");
+            assert_eq!(matches!(tried, Tried::Refused(_)), refused, "{status}");
+            assert!(!matches!(tried, Tried::Let(_)), "{status}");
+        }
+        assert!(matches!(refused_by_api(200, ""), Tried::Let(_)));
+        let codes: Vec<&str> = REFUSED.iter().map(SqlState::code).collect();
+        assert_eq!(codes, ["28P01", "28000"]);
     }
 }

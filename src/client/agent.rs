@@ -15,17 +15,16 @@ use crate::wire::agent::{
 };
 
 use super::proof::Proof;
-use super::{Call, ClientError, tls};
+use super::prover::Prover;
+use super::{Call, ClientError};
 
 /// The longest single long poll, in seconds.
 const POLL_SECS: u64 = 30;
 
 /// A broker, as one agent speaks to it.
 pub struct AgentClient {
-    http: reqwest::Client,
     base: String,
-    audience: String,
-    proof: Proof,
+    prover: Prover,
 }
 
 impl AgentClient {
@@ -36,14 +35,14 @@ impl AgentClient {
         ca: Option<&std::path::Path>,
         proof: Proof,
     ) -> Result<Self, ClientError> {
-        let http = tls::http(ca, proof.svid())?;
         let base = base.trim_end_matches('/').to_owned();
         let audience = audience.map_or_else(|| base.clone(), str::to_owned);
-        Ok(Self { http, base, audience, proof })
+        let prover = Prover::new(proof, audience, ca.map(std::path::Path::to_path_buf))?;
+        Ok(Self { base, prover })
     }
 
     /// From `COUNTERSIGN_URL`, `COUNTERSIGN_CA`, `COUNTERSIGN_AUDIENCE` and what [`Proof::from_env`] finds.
-    pub async fn from_env() -> Result<Self, ClientError> {
+    pub fn from_env() -> Result<Self, ClientError> {
         let base = std::env::var("COUNTERSIGN_URL").map_err(|_| {
             ClientError::Settings(
                 "COUNTERSIGN_URL is not set: the broker's address, for example https://broker.corp:8443".to_owned(),
@@ -51,7 +50,7 @@ impl AgentClient {
         })?;
         let ca = std::env::var("COUNTERSIGN_CA").ok().map(PathBuf::from);
         let audience = std::env::var("COUNTERSIGN_AUDIENCE").ok();
-        Self::new(&base, audience.as_deref(), ca.as_deref(), Proof::from_env().await?)
+        Self::new(&base, audience.as_deref(), ca.as_deref(), Proof::from_env()?)
     }
 
     async fn call<B: Serialize, T: DeserializeOwned>(
@@ -62,9 +61,33 @@ impl AgentClient {
         key: Option<&str>,
         wait: Duration,
     ) -> Result<T, ClientError> {
-        let bearer = self.proof.bearer(&self.audience).await?.map(|t| t.expose().to_owned());
-        let call = Call { http: &self.http, base: &self.base, method, path, bearer, key, wait };
-        Ok(call.send(body).await?.1)
+        let mut again = true;
+        loop {
+            let proven = self.prover.get().await?;
+            let bearer = proven.bearer.map(|t| t.expose().to_owned());
+            let call = Call {
+                http: &proven.http,
+                base: &self.base,
+                method: method.clone(),
+                path: path.clone(),
+                bearer,
+                key,
+                wait,
+            };
+            match call.send(body).await {
+                Ok((_, answer)) => return Ok(answer),
+                Err(error) => {
+                    let refused = matches!(&error, ClientError::Problem(p) if p.status == 401);
+                    if refused || matches!(error, ClientError::Unreachable { .. }) {
+                        self.prover.doubt().await;
+                    }
+                    // Refused is not done: the same call again, with what the source gives now.
+                    if proven.fresh || !refused || !std::mem::take(&mut again) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     async fn post<T: DeserializeOwned>(&self, path: String, body: &impl Serialize) -> Result<T, ClientError> {

@@ -2,8 +2,11 @@
 
 pub mod agent;
 pub mod exec;
+pub mod handover;
 pub mod proof;
+pub mod prover;
 pub mod reviewer;
+pub mod signals;
 pub mod tls;
 pub mod waiting;
 
@@ -43,7 +46,7 @@ pub enum ClientError {
     /// The answer is not what a broker says.
     #[error("the broker's answer can't be read: {0}")]
     Answer(String),
-    /// No identity can be had.
+    /// No identity can be had, now.
     #[error("{0}")]
     Proof(String),
     /// The settings can't be used.
@@ -70,7 +73,7 @@ impl ClientError {
     /// True if trying again without any change may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Proof(_) => true,
             Self::Problem(p) => p.status == 503 || p.status == 429,
             _ => false,
         }

@@ -1,9 +1,13 @@
-//! How a process proves what it is, from what its surroundings give it. Tokens are fetched anew for each use.
+//! How a process proves what it is, from what its surroundings give it. Kept and renewed: `prover.rs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use crate::core::id::Timestamp;
 use crate::core::secret::Secret;
 use crate::identity::spiffe::{Svid, WorkloadApi};
 
@@ -17,7 +21,19 @@ pub enum Proof {
         /// The socket, for example `unix:///run/spire/agent.sock`.
         endpoint: String,
     },
-    /// An X.509-SVID (from the Workload API, or from files), by mutual TLS.
+    /// X.509-SVIDs from the SPIFFE Workload API, by mutual TLS.
+    WorkloadX509 {
+        /// The socket.
+        endpoint: String,
+    },
+    /// An X.509-SVID in PEM files that somebody renews there.
+    X509Files {
+        /// The chain, the leaf first.
+        cert: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
+    /// An X.509-SVID as it is.
     X509(Arc<Svid>),
     /// A token in a file, read at each use (Kubernetes projects and renews it there).
     TokenFile(PathBuf),
@@ -38,8 +54,7 @@ fn var(name: &str) -> Option<String> {
 
 impl Proof {
     /// From the environment, the most explicit first.
-    pub async fn from_env() -> Result<Self, ClientError> {
-        let proof = |e: crate::identity::IdentityError| ClientError::Proof(e.detail().to_owned());
+    pub fn from_env() -> Result<Self, ClientError> {
         if let Some(token) = var("COUNTERSIGN_TOKEN") {
             return Ok(Self::Token(Secret::new(token)));
         }
@@ -47,15 +62,13 @@ impl Proof {
             return Ok(Self::TokenFile(path.into()));
         }
         if let (Some(cert), Some(key)) = (var("COUNTERSIGN_SVID_CERT"), var("COUNTERSIGN_SVID_KEY")) {
-            let svid = Svid::from_pem_files(cert.as_ref(), key.as_ref()).map_err(proof)?;
-            return Ok(Self::X509(Arc::new(svid)));
+            return Ok(Self::X509Files { cert: cert.into(), key: key.into() });
         }
         if let Some(endpoint) = var("SPIFFE_ENDPOINT_SOCKET") {
-            if var("COUNTERSIGN_MTLS").is_some() {
-                let api = WorkloadApi::connect(&endpoint).await.map_err(proof)?;
-                return Ok(Self::X509(Arc::new(api.x509_svid().await.map_err(proof)?)));
-            }
-            return Ok(Self::WorkloadJwt { endpoint });
+            return Ok(match var("COUNTERSIGN_MTLS") {
+                Some(_) => Self::WorkloadX509 { endpoint },
+                None => Self::WorkloadJwt { endpoint },
+            });
         }
         if let (Some(url), Some(token)) = (var("ACTIONS_ID_TOKEN_REQUEST_URL"), var("ACTIONS_ID_TOKEN_REQUEST_TOKEN")) {
             return Ok(Self::GithubActions { url, token: Secret::new(token) });
@@ -67,33 +80,58 @@ impl Proof {
         ))
     }
 
-    /// The SVID for mutual TLS, if that is the proof.
-    pub fn svid(&self) -> Option<&Svid> {
-        match self {
-            Self::X509(svid) => Some(svid),
-            _ => None,
-        }
-    }
-
-    /// A bearer token for the audience, if that is the proof.
-    pub async fn bearer(&self, audience: &str) -> Result<Option<Secret>, ClientError> {
-        match self {
-            Self::X509(_) => Ok(None),
-            Self::Token(token) => Ok(Some(token.clone())),
+    /// What its source gives now, for the audience.
+    pub(super) async fn fetch(&self, audience: &str) -> Result<Fetched, ClientError> {
+        let proof = |e: crate::identity::IdentityError| ClientError::Proof(e.detail().to_owned());
+        let api = async |endpoint: &str| WorkloadApi::connect(endpoint).await.map_err(proof);
+        Ok(match self {
+            Self::X509(svid) => Fetched::Svid(Arc::clone(svid)),
+            Self::X509Files { cert, key } => Fetched::Svid(Arc::new(Svid::from_pem_files(cert, key).map_err(proof)?)),
+            Self::WorkloadX509 { endpoint } => {
+                Fetched::Svid(Arc::new(api(endpoint).await?.x509_svid().await.map_err(proof)?))
+            }
+            Self::WorkloadJwt { endpoint } => {
+                Fetched::Token(api(endpoint).await?.fetch_jwt_svid(audience).await.map_err(proof)?)
+            }
+            Self::Token(token) => Fetched::Token(token.clone()),
             Self::TokenFile(path) => {
                 let text = tokio::fs::read_to_string(path)
                     .await
-                    .map_err(|source| ClientError::File { path: path.clone(), source })?;
-                Ok(Some(Secret::new(text.trim().to_owned())))
+                    .map_err(|e| ClientError::Proof(format!("can't read the token in {}: {e}", path.display())))?;
+                Fetched::Token(Secret::new(text.trim().to_owned()))
             }
-            Self::WorkloadJwt { endpoint } => {
-                let proof = |e: crate::identity::IdentityError| ClientError::Proof(e.detail().to_owned());
-                let api = WorkloadApi::connect(endpoint).await.map_err(proof)?;
-                Ok(Some(api.fetch_jwt_svid(audience).await.map_err(proof)?))
-            }
-            Self::GithubActions { url, token } => Ok(Some(github(url, token, audience).await?)),
+            Self::GithubActions { url, token } => Fetched::Token(github(url, token, audience).await?),
+        })
+    }
+}
+
+/// What a source gave.
+pub(super) enum Fetched {
+    /// For mutual TLS.
+    Svid(Arc<Svid>),
+    /// To be sent with each call.
+    Token(Secret),
+}
+
+impl Fetched {
+    /// When it counts no more, if it says so. Only whoever checks it knows for sure.
+    pub fn ends_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Svid(svid) => svid.ends_at(),
+            Self::Token(token) => expiry(token.expose()),
         }
     }
+}
+
+/// `exp` of a JWT (RFC 7519, section 4.1.4), not verified: it is our own.
+fn expiry(token: &str) -> Option<Timestamp> {
+    #[derive(serde::Deserialize)]
+    struct Payload {
+        exp: u64,
+    }
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Payload { exp } = serde_json::from_slice(&payload).ok()?;
+    Some(Timestamp(exp.checked_mul(1000)?))
 }
 
 /// GitHub's documentation, "OpenID Connect in cloud providers": the audience is a query parameter.
