@@ -5,6 +5,8 @@ COPY . .
 RUN cargo build --locked --release --bin countersign
 
 FROM debian:bookworm-slim
+# The keys of public issuers (GitHub, GitLab, most IdPs) are fetched over HTTPS, verified with the system's store.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 # Who owns the data, and must be able to read what is mounted.
 ARG BROKER_UID=10001
 COPY --from=build /src/target/release/countersign /usr/local/bin/countersign
