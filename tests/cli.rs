@@ -18,7 +18,7 @@ use countersign::store::embedded::journal::{Acknowledged, Batch, Journal};
 use countersign::store::engine::Record;
 use journal_support::{TickClock, key, small};
 use serde_json::Value;
-use support::Example;
+use support::{Example, line};
 
 fn countersign(args: &[&str]) -> Output {
     with(args, &[])
@@ -77,14 +77,22 @@ const COMMANDS: [&[&str]; 22] = [
 #[test]
 fn every_command_can_be_learned_from_its_help() {
     let all = stdout(&countersign(&["--help"]));
-    for part in ["COUNTERSIGN_URL", "75 still pending", "77 denied", "countersign tour"] {
+    for part in [
+        "COUNTERSIGN_URL",
+        "COUNTERSIGN_CA",
+        "COUNTERSIGN_AUDIENCE",
+        "COUNTERSIGN_TOKEN ",
+        "COUNTERSIGN_TOKEN_FILE",
+        "COUNTERSIGN_SVID_CERT",
+        "SPIFFE_ENDPOINT_SOCKET",
+        "75 still pending",
+        "77 denied",
+        "countersign tour",
+    ] {
         assert!(all.contains(part), "{part}: {all}");
     }
     for command in COMMANDS {
         assert!(all.contains(command[0]), "{command:?} is not listed");
-        if command == ["tour"] {
-            continue; // the integrator's text
-        }
         let help = countersign(&[command, &["--help"]].concat());
         assert_eq!(code(&help), 0, "{command:?}");
         let help = stdout(&help);
@@ -156,8 +164,14 @@ fn the_shipped_example_is_fine() {
     let file = e.file("countersign.toml");
     let output = countersign(&["config", "check", "--config", path(&file)]);
     assert_eq!(code(&output), 0, "{}", stdout(&output));
-    assert_eq!(stdout(&output).lines().count(), 1, "no warnings: {}", stdout(&output));
-    assert!(stdout(&output).starts_with("fine: 0 problems; 4 targets"), "{}", stdout(&output));
+    // One warning, and it says what isn't so yet.
+    let said = stdout(&output);
+    assert_eq!(said.matches("warning  ").count(), 1, "{said}");
+    let line = line(&e.read("countersign.toml"), "friction = \"high\"");
+    assert!(said.starts_with(&format!("warning  countersign.toml:{line}\n")), "{said}");
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flat.contains("passkeys are not enforced yet: one click of a browser session decides"), "{said}");
+    assert!(said.lines().last().unwrap().starts_with("fine: 0 problems; 4 targets"), "{said}");
     let output = countersign(&["config", "check", "--config", path(&file), "--json"]);
     assert_eq!(json(&output)["problems"], Value::Array(vec![]));
 
@@ -209,6 +223,43 @@ fn problems_of_all_files_and_targets_are_told_at_once() {
 }
 
 #[test]
+fn what_only_the_start_of_serve_would_notice_is_told_before() {
+    for (from, to, place, says) in [
+        (
+            "issuer = \"https://kubernetes.corp.example\"",
+            "issuer = \"https://10.0.0.1\"",
+            "identities",
+            "issuer https://10.0.0.1: a URL of the issuer points to an address that may not be reached",
+        ),
+        (
+            "# ca_file = \"../certs/login-ca.pem\"",
+            "ca_file = \"countersign.toml\"",
+            "reviewer_login",
+            "countersign.toml",
+        ),
+        ("scopes = [\"profile\"]", "scopes = [\"a b\"]", "reviewer_login", "a scope is malformed"),
+        ("file:../certs/broker-key.pem", "file:countersign.toml", "listen", "listen.tls_key"),
+    ] {
+        let e = Example::new();
+        let file = e.file("countersign.toml");
+        if place == "identities" {
+            e.replace("countersign.toml", "allow_private_network = true\n# Attribute", "# Attribute");
+        }
+        e.replace("countersign.toml", from, to);
+        let output = countersign(&["config", "check", "--config", path(&file), "--json"]);
+        assert_eq!(code(&output), 1, "{to}: {}", stdout(&output));
+        let problems = json(&output)["problems"].clone();
+        assert!(problems[0]["place"] == place && problems[0]["what"].as_str().unwrap().contains(says), "{problems:#}");
+        // The same words as `serve`, which refuses it too.
+        let data = tempfile::tempdir().unwrap();
+        e.replace("countersign.toml", "/var/lib/countersign", path(data.path()));
+        let output = countersign(&["serve", "--config", path(&file)]);
+        assert_eq!(code(&output), 1);
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn live_checks_say_which_target_cannot_be_reached() {
     let e = Example::new();
     let file = e.file("countersign.toml");
@@ -226,7 +277,8 @@ fn live_checks_say_which_target_cannot_be_reached() {
         assert!(found["live"][target]["failed"].is_string(), "{target}: {found:#}");
     }
     assert!(found["live"]["tokens"]["gaps"].is_array(), "{found:#}");
-    assert!(found["warnings"][0]["what"].as_str().unwrap().contains("has made no keys yet"), "{found:#}");
+    let warnings = found["warnings"].as_array().unwrap();
+    assert!(warnings.iter().any(|w| w["what"].as_str().unwrap().contains("has made no keys yet")), "{found:#}");
     assert!(!data.path().join("keys").exists(), "a check makes nothing");
     assert!(!stdout(&output).contains("not-a-secret"));
     let output = countersign(&["config", "check", "--config", path(&file), "--live"]);
@@ -277,6 +329,7 @@ fn request() -> Request {
             issuer: "spiffe://corp.example".to_owned(),
             method: "jwt-svid".to_owned(),
             attributes: std::collections::BTreeMap::new(),
+            launcher: None,
             owner: Some(PersonId::new("ana").unwrap()),
             team: None,
         },
@@ -420,7 +473,7 @@ fn one_grant_is_told_whole() {
         "owner: ana",
         "INC-42",
         "| look<U+001B>[2Jat it",
-        "the agent (unverified)",
+        "reported by the agent",
         "denied by rule never-secrets",
     ] {
         assert!(text.contains(part), "{part}: {text}");

@@ -33,7 +33,9 @@ impl Dev {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut vars, mut demo, mut link) = (Vec::new(), String::new(), String::new());
         for line in lines.by_ref().map(Result::unwrap) {
-            if let Some((name, value)) = line.trim().strip_prefix("export ").and_then(|l| l.split_once('=')) {
+            if let Some((name, value)) = line.trim().strip_prefix("export ").and_then(|l| l.split_once('='))
+                && name != "PATH"
+            {
                 vars.push((name.to_owned(), value.to_owned()));
             }
             if let Some(at) = line.find("http://127.0.0.1:") {

@@ -60,8 +60,8 @@ fn the_story_has_votes_credentials_evidence_and_whose_word_each_line_is() {
         "credential for",
         "proof",
         "What happened",
-        "the agent (unverified)",
-        "the target",
+        "reported by the agent",
+        "seen at the target",
         "digest ",
     ] {
         assert!(text.contains(part), "{part}: {text}");

@@ -7,10 +7,12 @@ use countersign::policy::{Engine, table};
 use support::Example;
 
 #[test]
-fn the_example_loads_and_has_no_warnings() {
+fn the_example_loads_and_warns_of_nothing_but_passkeys() {
     let example = Example::new();
     let loaded = load(&example.file("countersign.toml")).unwrap();
-    assert_eq!(loaded.warnings, []);
+    // Promised by the tier, and not built yet: it is said.
+    let warnings: Vec<&str> = loaded.warnings.iter().map(|w| w.what.as_str()).collect();
+    assert!(matches!(warnings.as_slice(), [one] if one.contains("passkeys are not enforced yet")), "{warnings:?}");
     let engine = Engine::load(&loaded.policies, &loaded.catalogue, &loaded.config.tier).unwrap();
     let summary = engine.check();
     // No resource of the example is administered: the rule stands for those of the reader.

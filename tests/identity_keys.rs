@@ -29,6 +29,7 @@ fn config(issuer: &str) -> IssuerConfig {
         allow_private_network: true,
         require: BTreeMap::new(),
         attributes: BTreeMap::new(),
+        launcher: None,
         tier_max: None,
         token_life_secs_max: 24 * 3600,
     }

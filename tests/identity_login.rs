@@ -13,8 +13,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as B64;
 use countersign::config::{IssuerConfig, IssuerPreset, ReviewerLoginConfig, SecretRef};
+use countersign::core::secret::Secret;
 use countersign::identity::net::system_lookup;
-use countersign::identity::reviewer::LOGIN_SECS_MAX;
+use countersign::identity::pending_login::LOGIN_SECS_MAX;
 use countersign::identity::{Callback, Identities, IdentityError, LoginBegun, Refusal, ReviewerLogin, VerifiedAccount};
 use countersign::time::Clock;
 use kit::{Signer, TestClock, with};
@@ -54,7 +55,7 @@ impl Client {
     }
     async fn finish(&self, begun: LoginBegun, query: &str) -> Result<VerifiedAccount, IdentityError> {
         let callback = Callback::parse(query)?;
-        self.login.finish(begun.pending, begun.browser.expose(), &callback, self.clock.wall()).await
+        self.login.finish(begun.sealed.expose(), &callback, self.clock.wall()).await
     }
 }
 
@@ -94,8 +95,9 @@ async fn an_answer_counts_once_in_its_own_browser_for_its_own_login() {
     let begun = begin().await;
     let query = idp.log_in(&begun.url, "ana").await;
     let other = begin().await;
-    let mixed = LoginBegun { url: String::new(), browser: other.browser, pending: begun.pending };
-    refused(mixed, &query, "another browser").await;
+    refused(other, &query, "`state`").await;
+    let nothing = LoginBegun { sealed: Secret::new(String::new()), ..begun };
+    refused(nothing, &query, "another browser").await;
 
     // Somebody else's answer pushed into this browser (login CSRF): the state is not this login's.
     refused(other_login(&client, &idp).await.0, &query, "`state`").await;
@@ -107,10 +109,12 @@ async fn an_answer_counts_once_in_its_own_browser_for_its_own_login() {
 
     // A code that was used already.
     let (begun, query) = other_login(&client, &idp).await;
-    let used = begun.pending.state().to_owned();
+    let used = state(&begun);
+    let again = LoginBegun { url: String::new(), sealed: begun.sealed.clone() };
     client.finish(begun, &query).await.unwrap();
+    refused(again, &query, "finished already").await;
     let fresh = begin().await;
-    let replayed = query.replace(&used, fresh.pending.state());
+    let replayed = query.replace(&used, &state(&fresh));
     refused(fresh, &replayed, "invalid_grant").await;
 
     // RFC 9207: another issuer's answer, or one without `iss` though this IdP always sends it.
@@ -130,6 +134,10 @@ async fn an_answer_counts_once_in_its_own_browser_for_its_own_login() {
     let (begun, query) = other_login(&client, &idp).await;
     client.clock.advance_secs(LOGIN_SECS_MAX + 1);
     refused(begun, &query, "10 minutes").await;
+}
+
+fn state(begun: &LoginBegun) -> String {
+    begun.url.split("state=").nth(1).unwrap().split('&').next().unwrap().to_owned()
 }
 
 async fn other_login(client: &Client, idp: &OidcProvider) -> (LoginBegun, String) {
@@ -153,6 +161,7 @@ async fn an_agents_token_from_oidc_provider_counts_and_its_access_token_does_not
         allow_private_network: true,
         require: BTreeMap::from([("client_id".to_owned(), vec!["agent-7".to_owned()])]),
         attributes: BTreeMap::from([("team".to_owned(), "team".to_owned())]),
+        launcher: None,
         tier_max: None,
         token_life_secs_max: 600,
     };
@@ -241,7 +250,7 @@ async fn an_id_token_that_is_not_for_this_login_is_refused() {
         let header = with(&json!({ "alg": "RS256", "kid": "k", "typ": "JWT" }), header);
         let whole = json!({ "id_token": liar.key.sign(&header, &claims), "access_token": access_token, "token_type": "Bearer" });
         *liar.answer.lock() = with(&whole, answer);
-        let query = format!("state={}&code=c", begun.pending.state());
+        let query = format!("state={}&code=c", state(&begun));
         client.finish(begun, &query).await
     };
     let none = json!({});
@@ -297,7 +306,7 @@ async fn the_clients_secret_goes_where_the_idp_wants_it() {
     for (secret, in_form) in [(Some("s/+%"), true), (None, false)] {
         let client = Client::new(&liar.url, "us", secret, "RS256");
         let begun = client.login.begin().await.unwrap();
-        let query = format!("state={}&code=c", begun.pending.state());
+        let query = format!("state={}&code=c", state(&begun));
         assert!(client.finish(begun, &query).await.is_err(), "it answers nothing");
         let (authorization, form) = liar.sent.lock().clone();
         assert_eq!(authorization, None);

@@ -7,7 +7,7 @@ mod kit;
 
 use std::collections::BTreeMap;
 
-use countersign::config::IssuerPreset;
+use countersign::config::{IssuerPreset, LauncherConfig};
 use countersign::identity::Refusal;
 use house::{AUDIENCE, House, issuer_config};
 use kit::with;
@@ -43,6 +43,7 @@ async fn a13_github_subjects() {
         "sub": "repo:corp/app:ref:refs/heads/main", "repository": "corp/app", "repository_id": "456789",
         "repository_owner": "corp", "repository_owner_id": "123456", "ref": "refs/heads/main", "sha": "abc",
         "workflow_ref": "corp/app/.github/workflows/ci.yml@refs/heads/main", "run_id": "99", "environment": "prod",
+        "actor": "octocat", "actor_id": "583231",
     });
     let ask = async |changes: Value| house.ask_claims(&with(&base, changes)).await;
     let agent = ask(json!({})).await.unwrap();
@@ -56,6 +57,10 @@ async fn a13_github_subjects() {
     ] {
         assert_eq!(agent.attributes[name], value);
     }
+    let launcher = agent.launcher.unwrap();
+    assert_eq!((launcher.issuer.as_str(), launcher.subject.as_str()), (issuer, "583231"), "the number, not the name");
+    let untold = ask(json!({ "actor_id": null })).await.unwrap_err();
+    assert_eq!(untold.refusal(), Refusal::Claim, "nobody could tell who must not vote");
     // The immutable form, whose ids must be those of the claims.
     let immutable = "repo:corp@123456/app@456789:ref:refs/heads/main";
     assert_eq!(ask(json!({ "sub": immutable })).await.unwrap().subject, immutable);
@@ -98,12 +103,18 @@ async fn gitlab_and_kubernetes_tokens_say_what_they_are() {
         "iss": "https://gitlab.example", "aud": AUDIENCE, "iat": now, "nbf": now - 5, "exp": now + 3600,
         "sub": "project_path:corp/app:ref_type:branch:ref:main", "namespace_id": "72", "project_id": "20",
         "project_path": "corp/app", "ref": "main", "ref_protected": "true", "pipeline_id": "574",
+        "user_id": 42, "user_login": "ana",
     });
     let agent = house.ask_claims(&base).await.unwrap();
     assert_eq!((agent.attributes["project_id"].as_str(), agent.attributes["ref_protected"].as_str()), ("20", "true"));
-    for bad in
-        [json!({ "namespace_id": "73" }), json!({ "project_path": "corp/other" }), json!({ "project_path": null })]
-    {
+    let launcher = agent.launcher.unwrap();
+    assert_eq!((launcher.issuer.as_str(), launcher.subject.as_str()), ("https://gitlab.example", "42"));
+    for bad in [
+        json!({ "user_id": null }),
+        json!({ "namespace_id": "73" }),
+        json!({ "project_path": "corp/other" }),
+        json!({ "project_path": null }),
+    ] {
         assert!(house.ask_claims(&with(&base, bad)).await.is_err());
     }
 
@@ -120,6 +131,7 @@ async fn gitlab_and_kubernetes_tokens_say_what_they_are() {
     // Kubernetes sends no `typ`.
     let untyped = json!({ "alg": "ES256", "kid": "es256" });
     let agent = house.ask(&house.es256.sign(&untyped, &base)).await.unwrap();
+    assert_eq!(agent.launcher, None);
     for (name, value) in
         [("namespace", "agents"), ("service_account", "ops"), ("service_account_uid", "u-1"), ("pod", "p-1")]
     {
@@ -132,5 +144,23 @@ async fn gitlab_and_kubernetes_tokens_say_what_they_are() {
         json!({ "sub": "system:node:n-1" }),
     ] {
         assert!(house.ask_claims(&with(&base, bad)).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn any_issuer_can_say_who_launched_the_agent() {
+    let mut config = issuer_config("https://ci.example", IssuerPreset::Generic);
+    config.launcher =
+        Some(LauncherConfig { claim: "run.by".to_owned(), issuer: Some("https://login.example".to_owned()) });
+    let house = House::build(config).unwrap();
+    let now = house.clock.now_secs();
+    let base = json!({
+        "iss": "https://ci.example", "aud": AUDIENCE, "iat": now, "exp": now + 300, "sub": "job-1", "run": { "by": "u-7" },
+    });
+    let launcher = house.ask_claims(&base).await.unwrap().launcher.unwrap();
+    assert_eq!((launcher.issuer.as_str(), launcher.subject.as_str()), ("https://login.example", "u-7"));
+    for by in [json!(null), json!(""), json!(["u-7"]), json!({})] {
+        let untold = house.ask_claims(&with(&base, json!({ "run": { "by": by } }))).await.unwrap_err();
+        assert_eq!(untold.refusal(), Refusal::Claim, "{by}");
     }
 }

@@ -252,6 +252,106 @@ async fn the_broker_follows_bundles_from_the_workload_api_through_rotation_remov
     stop.cancel();
 }
 
+/// A Workload API whose X.509 bundles the test writes: what a SPIRE agent hands on of federated domains.
+#[derive(Clone)]
+struct Federated(tokio::sync::watch::Receiver<proto::X509BundlesResponse>);
+
+impl tonic::server::ServerStreamingService<proto::Empty> for Federated {
+    type Response = proto::X509BundlesResponse;
+    type ResponseStream = futures::stream::BoxStream<'static, Result<Self::Response, tonic::Status>>;
+    type Future = std::future::Ready<Result<tonic::Response<Self::ResponseStream>, tonic::Status>>;
+    fn call(&mut self, _: tonic::Request<proto::Empty>) -> Self::Future {
+        let mut changes = self.0.clone();
+        changes.mark_changed();
+        let messages = futures::stream::unfold(changes, async |mut changes| {
+            changes.changed().await.ok()?;
+            let now = changes.borrow_and_update().clone();
+            Some((Ok(now), changes))
+        });
+        std::future::ready(Ok(tonic::Response::new(Box::pin(messages))))
+    }
+}
+
+impl tower::Service<http::Request<tonic::body::Body>> for Federated {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = futures::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path() {
+                "/SpiffeWorkloadAPI/FetchX509Bundles" => {
+                    let codec = tonic_prost::ProstCodec::<proto::X509BundlesResponse, proto::Empty>::default();
+                    tonic::server::Grpc::new(codec).server_streaming(service, request).await
+                }
+                _ => tonic::Status::unimplemented("").into_http(),
+            })
+        })
+    }
+}
+
+#[tokio::test]
+async fn a10_a_partners_bad_bundle_takes_nothing_from_the_others() {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let authority = |domain: &str| DevAuthority::new(domain, Arc::new(SystemClock)).unwrap();
+    let chain = |authority: &DevAuthority, id: &str| authority.x509_svid(id, &[], 600).unwrap().chain;
+    let der =
+        |authority: &DevAuthority| authority.x509_authorities().iter().flat_map(|d| d.to_vec()).collect::<Vec<u8>>();
+    let (corp, partner) = (authority("corp"), authority("partner"));
+    // 33 authorities: one more than a domain may have.
+    let too_many: Vec<u8> = (0..33).flat_map(|_| der(&authority("partner"))).collect();
+    let say = |corp: Vec<u8>, partner: Vec<u8>| proto::X509BundlesResponse {
+        bundles: [
+            ("spiffe://corp".to_owned(), corp),
+            ("spiffe://partner".to_owned(), partner),
+            ("spiffe://stranger".to_owned(), too_many.clone()),
+        ]
+        .into(),
+    };
+    let (sender, receiver) = tokio::sync::watch::channel(say(der(&corp), der(&partner)));
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let listener = tokio_stream::wrappers::UnixListenerStream::new(tokio::net::UnixListener::bind(&socket).unwrap());
+    let serving = tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(Federated(receiver), listener));
+
+    let config = SpiffeConfig {
+        workload_api: Some(format!("unix://{}", socket.display())),
+        bundles: std::collections::BTreeMap::new(),
+        trust_domains: vec!["corp".into(), "partner".into()],
+        audience: AUDIENCE.into(),
+        tier_max: None,
+    };
+    let identities = Identities::new(Some(&config), &[], Path::new("."), Arc::clone(&clock)).unwrap();
+    let stop = CancellationToken::new();
+    identities.start(&stop);
+    let counts = |chain: &[rustls_pki_types::CertificateDer<'_>]| {
+        identities.authenticate_certificate(chain, clock.wall()).is_ok()
+    };
+    let (old, theirs) = (chain(&corp, AGENT), chain(&partner, "spiffe://partner/a"));
+    until("both domains' bundles arrive, whatever a third one's is", async || counts(&old) && counts(&theirs)).await;
+
+    // The partner's goes bad: nobody of theirs is believed, and ours are, through rotation and removal.
+    sender.send_replace(say(der(&corp), too_many.clone()));
+    until("the partner's agents are believed no more", async || !counts(&theirs)).await;
+    assert!(counts(&old));
+    corp.rotate().unwrap();
+    let new = chain(&corp, AGENT);
+    sender.send_replace(say(der(&corp), too_many.clone()));
+    until("the new authority is believed", async || counts(&new)).await;
+    assert!(counts(&old));
+    corp.forget_old();
+    sender.send_replace(say(der(&corp), too_many.clone()));
+    until("the old one is not", async || !counts(&old)).await;
+    assert!(counts(&new) && !counts(&theirs));
+    sender.send_replace(say(der(&corp), der(&partner)));
+    until("the partner's bundle is mended", async || counts(&theirs)).await;
+    stop.cancel();
+    serving.abort();
+}
+
 #[tokio::test]
 async fn a_spire_agent_where_there_is_one() {
     let Ok(endpoint) = std::env::var("SPIFFE_ENDPOINT_SOCKET") else {

@@ -4,7 +4,7 @@
 #[path = "support/broker.rs"]
 mod broker;
 
-use broker::agent::{customers, notes, request, webhooks};
+use broker::agent::{app, customers, notes, request, webhooks};
 use broker::{Plan, World};
 use serde_json::json;
 
@@ -105,4 +105,34 @@ async fn d2_pending_twins_do_not_slip_through_one_vote_each() {
     assert!(ended["leases"].is_null(), "nothing was minted: {ended}");
     // The second was approved as what it is.
     ops.collect(&post).await.ok();
+}
+
+#[tokio::test]
+async fn d2_a_task_that_changes_several_systems_is_critical_also_when_it_asks_in_parts() {
+    let plan = Plan { people: true, postgres: true, ..Plan::default() };
+    let Some(mut world) = plan.start("story_combination").await else { return };
+    let ops = world.agent("ops");
+    let write = ops.asked("T-1", customers("write")).await;
+    assert_eq!(ops.show(&write).await["tier"], "change");
+    let tier = async |task: &str| {
+        let asked = ops.ask(task, app("write")).await.ok();
+        ops.cancel(asked["id"].as_str().unwrap()).await.ok();
+        asked["tier"].as_str().unwrap().to_owned()
+    };
+    // As long as it is only asked for, nothing is held.
+    assert_eq!(tier("T-1").await, "change");
+    world.browser("chen").await.approved(&write).await;
+    ops.collect(&write).await.ok();
+    assert_eq!((tier("T-1").await.as_str(), tier("T-2").await.as_str()), ("critical", "change"));
+    // Completed first: its task held it, and nothing else did.
+    ops.complete(&write).await.ok();
+    ops.wait(&write, "ended").await;
+    assert_eq!((tier("T-1").await.as_str(), tier("T-2").await.as_str()), ("critical", "change"));
+    world.kill_and_restart().await;
+    let ops = world.agent("ops");
+    let after = ops.ask("T-1", app("write")).await.ok();
+    assert_eq!((&after["tier"], &after["approvals_needed"]), (&json!("critical"), &json!(2)));
+    let page = world.browser("ana").await.form(after["id"].as_str().unwrap()).await.page;
+    assert!(page.contains("one task changes several systems"), "{page}");
+    assert_eq!(ops.ask("T-2", app("write")).await.ok()["tier"], "change");
 }

@@ -10,7 +10,7 @@ use broker::{Answer, Plan, World, target, until};
 use countersign::client::agent::fresh_key;
 use countersign::core::id::GrantId;
 use futures::future::join_all;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 
@@ -29,22 +29,12 @@ fn on_one_connection(world: &World, agent: &Agent) -> Agent {
     Agent { http, ..agent.clone() }
 }
 
-/// Stops the broker's own backends in PostgreSQL, or lets them go on.
-async fn backends(admin: &tokio_postgres::Client, signal: Signal) {
-    let pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'countersign'";
-    let rows = admin.query(pids, &[]).await.unwrap();
-    assert!(!rows.is_empty(), "the broker has sessions there");
-    for row in rows {
-        kill_process(Pid::from_raw(row.get(0)).unwrap(), signal).unwrap();
-    }
-}
-
 /// Sixteen redemptions that are all under way before the target answers the first.
 async fn sixteen(world: &World, ops: &Agent, id: &str, key: impl Fn(usize) -> String) -> Vec<Answer> {
     let one = on_one_connection(world, ops);
     assert_eq!(one.get("/v1/catalogue").await.status, 200, "the connection is up");
     let admin = world.cluster().admin("postgres").await;
-    backends(&admin, Signal::STOP).await;
+    target::backends(&admin, Signal::STOP).await;
     let path = format!("/v1/grants/{id}/credentials");
     let calls: Vec<_> = (0..16)
         .map(|i| {
@@ -57,7 +47,7 @@ async fn sixteen(world: &World, ops: &Agent, id: &str, key: impl Fn(usize) -> St
         one.show(id).await;
     }
     until("the mint is intended", async || ops.show(id).await["leases"][0]["state"] == "intended").await;
-    backends(&admin, Signal::CONT).await;
+    target::backends(&admin, Signal::CONT).await;
     join_all(calls).await.into_iter().map(Result::unwrap).collect()
 }
 

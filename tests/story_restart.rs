@@ -18,6 +18,22 @@ fn attempted(times: u64) -> impl Fn(&Value) -> bool {
     move |seen| seen["leases"][0]["attempts"].as_u64().is_some_and(|n| n >= times)
 }
 
+/// The processes of the target that serve the broker now.
+struct Backends(Vec<i32>);
+
+impl Backends {
+    async fn of(world: &World) -> Self {
+        let admin = world.cluster().admin("postgres").await;
+        let pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'countersign'";
+        Self(admin.query(pids, &[]).await.unwrap().iter().map(|r| r.get(0)).collect())
+    }
+    fn all(&self, signal: Signal) {
+        for pid in &self.0 {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), signal).unwrap();
+        }
+    }
+}
+
 async fn world(postgres: bool, people: bool) -> Option<World> {
     Plan { postgres, people, ..Plan::default() }.start("story_restart").await
 }
@@ -92,15 +108,8 @@ async fn a_stop_answers_what_is_in_flight_and_takes_nothing_new() {
     let waiting = ops.asked("T-1", customers("read")).await;
     let version = ops.show(&waiting).await["version"].as_u64().unwrap();
     // A collection that the target answers late, and a long poll that nobody answers.
-    let admin = world.cluster().admin("postgres").await;
-    let pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'countersign'";
-    let pids: Vec<i32> = admin.query(pids, &[]).await.unwrap().iter().map(|r| r.get(0)).collect();
-    let all = |signal: Signal| {
-        for pid in &pids {
-            rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), signal).unwrap();
-        }
-    };
-    all(Signal::STOP);
+    let backends = Backends::of(&world).await;
+    backends.all(Signal::STOP);
     let collecting = tokio::spawn({
         let (ops, id) = (ops.clone(), id.clone());
         async move { ops.collect(&id).await }
@@ -114,7 +123,7 @@ async fn a_stop_answers_what_is_in_flight_and_takes_nothing_new() {
     let ready = format!("http://127.0.0.1:{}/readyz", world.ports.metrics);
     until("it isn't ready any more", async || !world.http.get(&ready).send().await.is_ok_and(|r| r.status() == 200))
         .await;
-    all(Signal::CONT);
+    backends.all(Signal::CONT);
     let stopping = Instant::now();
     let login = Login::of(&collecting.await.unwrap().ok());
     let polled = polling.await.unwrap();
@@ -132,6 +141,62 @@ async fn a_stop_answers_what_is_in_flight_and_takes_nothing_new() {
     assert_eq!(ops.state(&id).await, "active");
     ops.complete(&id).await.ok();
     ops.wait(&id, "ended").await;
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_a_mint_whose_caller_went_away() {
+    let Some(mut world) = world(true, false).await else { return };
+    let ops = world.agent("ops");
+    let warm = ops.asked("T-0", sandbox()).await;
+    ops.login(&warm).await;
+    let id = ops.asked("T-1", sandbox()).await;
+    let backends = Backends::of(&world).await;
+    backends.all(Signal::STOP);
+    let collecting = tokio::spawn({
+        let (ops, id) = (ops.clone(), id.clone());
+        async move { ops.collect(&id).await }
+    });
+    ops.wait_until("the mint is intended", PATIENCE, &id, |seen| seen["leases"][0]["state"] == "intended").await;
+    collecting.abort();
+    world.broker.signal(Signal::TERM);
+    let ready = format!("http://127.0.0.1:{}/readyz", world.ports.metrics);
+    until("nobody is served any more", async || world.http.get(&ready).send().await.is_err()).await;
+    backends.all(Signal::CONT);
+    let status = world.broker.ended().await;
+    assert!(status.success(), "{status}:\n{}", world.broker.stderr());
+    world.up().await;
+    // Its end is in the record: the next run has nothing to look for.
+    let seen = ops.show(&id).await;
+    assert_eq!(seen["leases"][0]["state"], "live", "{seen}");
+    ops.complete(&id).await.ok();
+    let ended = ops.wait(&id, "ended").await;
+    assert_eq!(ended["leases"][0]["state"], "revoked", "{ended}");
+    ops.complete(&warm).await.ok();
+    ops.wait(&warm, "ended").await;
+    assert_eq!(target::leases(&world.cluster().admin("postgres").await).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn l3_what_was_minted_for_a_resource_that_left_the_catalogue_is_ended_all_the_same() {
+    let Some(mut world) = world(true, false).await else { return };
+    let ops = world.agent("ops");
+    let id = ops.asked("T-1", sandbox()).await;
+    let login = ops.login(&id).await;
+    let admin = world.cluster().admin("sandbox").await;
+    let oid = target::oid(&admin, &login.user).await;
+    let catalogue = std::fs::read_to_string(world.file("catalogue.toml")).unwrap();
+    let from = catalogue.find("[[resource]]\nname = \"postgres/sandbox\"").unwrap();
+    let to = from + 1 + catalogue[from + 1..].find("[[resource]]").unwrap();
+    world.change("catalogue.toml", &catalogue[from..to], "");
+    world.restart().await;
+    ops.ask("T-2", sandbox()).await.problem(400, "invalid-authorization-details");
+    let asked = Instant::now();
+    ops.complete(&id).await.ok();
+    let ended = ops.wait(&id, "ended").await;
+    eprintln!("evidence {:?} after complete", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert_eq!(ended["leases"][0]["evidence"]["kind"], "target_says_gone");
+    assert_eq!(target::left(&admin, oid, &login.user).await, [0, 0, 0, 0, 0]);
 }
 
 #[tokio::test]

@@ -179,7 +179,7 @@ async fn spawn(binary: &Path, folder: &Path, metrics_port: u16) -> Outcome<(Chil
         .arg("serve")
         .arg("--config")
         .arg(folder.join("countersign.toml"))
-        .env("RUST_LOG", "warn")
+        .env("COUNTERSIGN_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -299,7 +299,7 @@ title = "an API"
 environment = "sandbox"
 isolated = true
 sensitivity = "none"
-settings = { audience = "https://api.bench.example", checks = "introspection" }
+settings = { audience = "https://api.bench.example", checks = "introspection", resource_server = "spiffe://bench.countersign.internal/api/bench" }
 
 [[resource.action]]
 name = "read"

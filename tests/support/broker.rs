@@ -56,7 +56,7 @@ pub struct Plan {
 /// Broker, identities, people, target.
 pub struct World {
     pub broker: Broker,
-    pub authority: DevAuthority,
+    pub authority: Arc<DevAuthority>,
     /// By what the authority issues.
     pub clock: Arc<Shifted>,
     pub ports: Ports,
@@ -108,7 +108,7 @@ impl Plan {
         };
         let folder = tempfile::Builder::new().prefix("cs-story-").tempdir().unwrap();
         let clock = Arc::new(Shifted::default());
-        let authority = DevAuthority::new(DOMAIN, clock.clone()).unwrap();
+        let authority = Arc::new(DevAuthority::new(DOMAIN, clock.clone()).unwrap());
         let issuer = idp.as_ref().map_or("http://127.0.0.1:1", |i| &i.issuer);
         config::write(folder.path(), &ports, &authority, issuer, pg.as_ref().map(|c| c.port), &self);
         let http = tls::http(Some(&folder.path().join("ca.pem")), None).unwrap();
@@ -179,6 +179,23 @@ impl World {
     pub async fn try_browser(&self, account: &str) -> Result<Browser, Answer> {
         let idp = self.idp.as_ref().expect("the plan has people");
         Browser::try_log_in(&self.http, &self.ports.reviewer_url(), idp, account).await
+    }
+
+    /// Where people log in, which also issues tokens of agents.
+    pub fn idp(&self) -> &OidcProvider {
+        self.idp.as_ref().expect("the plan has people")
+    }
+
+    /// A client on another address of this machine, with connections of its own.
+    pub fn client_at(&self, address: &str) -> reqwest::Client {
+        let pem = std::fs::read(self.file("ca.pem")).unwrap();
+        reqwest::Client::builder()
+            .local_address(address.parse::<std::net::IpAddr>().unwrap())
+            .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .unwrap()
     }
 
     /// PostgreSQL.
@@ -265,6 +282,7 @@ impl Answer {
         assert!(json["title"].as_str().is_some_and(|t| !t.is_empty()), "{all}");
         let detail = json["detail"].as_str().unwrap_or_default();
         assert!(detail.len() > 8, "a detail that says something: {all}");
+        assert!(json["next"].as_str().is_some_and(|n| n.ends_with('.')), "what to do next: {all}");
         detail.to_owned()
     }
 }

@@ -29,6 +29,7 @@ pub fn issuer_config(issuer: &str, preset: IssuerPreset) -> IssuerConfig {
         allow_private_network: false,
         require: BTreeMap::new(),
         attributes: BTreeMap::new(),
+        launcher: None,
         tier_max: None,
         token_life_secs_max: 3600,
     }

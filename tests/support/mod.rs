@@ -18,7 +18,7 @@ impl Example {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
-        for sub in ["config/policies", "certs"] {
+        for sub in ["config/policies", "certs/bundles", "certs/secrets"] {
             std::fs::create_dir_all(folder.path().join(sub)).unwrap();
         }
         for sub in ["", "policies"] {
@@ -33,13 +33,13 @@ impl Example {
         let key = rcgen::generate_simple_self_signed(["broker.corp.example".to_owned()]).unwrap();
         for (file, text) in [
             ("broker.pem", key.cert.pem()),
-            ("broker.key", key.signing_key.serialize_pem()),
-            ("corp.example.bundle.pem", key.cert.pem()),
+            ("broker-key.pem", key.signing_key.serialize_pem()),
+            ("bundles/corp.example.pem", key.cert.pem()),
             ("billing-db-ca.pem", key.cert.pem()),
             ("openbao-ca.pem", key.cert.pem()),
-            ("reviewer-login.secret", "not-a-secret\n".to_owned()),
-            ("billing-db.password", "not-a-secret\n".to_owned()),
-            ("sandbox-db.password", "not-a-secret\n".to_owned()),
+            ("secrets/reviewer-login", "not-a-secret\n".to_owned()),
+            ("secrets/billing-db", "not-a-secret\n".to_owned()),
+            ("secrets/sandbox-db", "not-a-secret\n".to_owned()),
         ] {
             std::fs::write(folder.path().join("certs").join(file), text).unwrap();
         }

@@ -23,7 +23,8 @@ pub struct OidcProvider {
     _child: Child,
 }
 
-fn peers() -> PathBuf {
+/// Where `tests/peers` puts what comes from npm.
+pub fn peers() -> PathBuf {
     let own = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/countersign/peers");
     std::env::var_os("COUNTERSIGN_PEERS").map_or_else(own, PathBuf::from).join("oidc")
 }

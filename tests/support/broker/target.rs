@@ -1,5 +1,6 @@
 //! The PostgreSQL of a world: databases, tables, groups, and the shipped hardening and set-up SQL.
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::Client;
 
 use super::postgres::{Cluster, THROW_AWAY};
@@ -94,4 +95,14 @@ pub async fn left(admin: &Client, oid: u32, name: &str) -> Vec<i64> {
         .await
         .unwrap();
     (0..5).map(|i| row.get(i)).collect()
+}
+
+/// Stops the broker's own backends in PostgreSQL, or lets them go on.
+pub async fn backends(admin: &Client, signal: Signal) {
+    let pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'countersign'";
+    let rows = admin.query(pids, &[]).await.unwrap();
+    assert!(!rows.is_empty(), "the broker has sessions there");
+    for row in rows {
+        kill_process(Pid::from_raw(row.get(0)).unwrap(), signal).unwrap();
+    }
 }
