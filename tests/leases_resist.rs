@@ -139,7 +139,7 @@ async fn a_caller_who_goes_away_and_a_stop_cut_no_mint() {
 /// A log that refuses a batch with such a record, once each, in this order.
 struct Refusing {
     log: MemoryLog,
-    refuses: Arc<Mutex<VecDeque<(&'static str, StoreError)>>>,
+    refuses: Refusals,
     generation: AtomicU64,
 }
 
@@ -181,15 +181,62 @@ impl Log for Refusing {
     }
 }
 
-#[tokio::test]
-async fn a_handle_that_could_not_be_recorded_leaves_a_lease_in_doubt_not_in_limbo() {
-    let refuses = Arc::new(Mutex::new(VecDeque::from([
-        ("lease_prepared", StoreError::Unavailable("no space".to_owned())),
-        ("lease_unknown", StoreError::Unreadable("a bad sector".to_owned())),
-    ])));
+type Refusals = Arc<Mutex<VecDeque<(&'static str, StoreError)>>>;
+
+async fn house_that_refuses(what: impl IntoIterator<Item = (&'static str, StoreError)>) -> (House, Refusals) {
+    let refuses: Refusals = Arc::new(Mutex::new(what.into_iter().collect()));
     let log = Refusing { log: MemoryLog::default(), refuses: Arc::clone(&refuses), generation: AtomicU64::new(0) };
     let store = Engine::start(log, MemoryArchive::default(), View::default(), Keeper::default());
-    let house = House::open(store, Arc::new(Moved::default())).await;
+    (House::open(store, Arc::new(Moved::default())).await, refuses)
+}
+
+/// As a full disk does, that has space for endings alone.
+fn no_space_for(word: &'static str) -> impl Iterator<Item = (&'static str, StoreError)> {
+    std::iter::repeat_with(move || (word, StoreError::Unavailable("no space".to_owned()))).take(10_000)
+}
+
+#[tokio::test]
+async fn attempts_that_stay_off_the_record_wait_longer_each_time_and_in_no_ones_way() {
+    let (house, refuses) = house_that_refuses(no_space_for("lease_retry")).await;
+    let (stuck, lease) = house.holds("puppet/one", 600).await;
+    house.puppet.resists.lock().insert(lease);
+    house.broker.drive();
+    house.complete(stuck).await;
+    until("it was tried", async || house.puppet.tries(lease) >= 1).await;
+    let took = until("it was tried four times", async || house.puppet.tries(lease) >= 4).await;
+    // Half a second, one and two, each at most a quarter shorter; without a back-off it were a quarter of a second each.
+    assert!(took >= Duration::from_millis(2_600), "{took:?}");
+    let (fresh, _) = house.holds("puppet/one", 600).await;
+    house.complete(fresh).await;
+    let took = until("a fresh one is over", async || house.word(fresh).await == "ended").await;
+    assert!(took < SOON, "{took:?}");
+    refuses.lock().clear();
+    house.puppet.resists.lock().clear();
+    until("it is over too", async || house.word(stuck).await == "ended").await;
+}
+
+#[tokio::test]
+async fn a_sweep_ends_every_orphan_though_none_can_be_told() {
+    let (house, _refuses) = house_that_refuses(no_space_for("orphan")).await;
+    let found = |name: &str| Found { name: name.to_owned(), handle: json!({ "key": name }) };
+    house.puppet.found.lock().extend([found("one"), found("two")]);
+    house.broker.drive();
+    until("the first is being ended", async || house.puppet.found_tried.lock().as_slice() == ["one"]).await;
+    let sweeps = house.puppet.sweeps.load(SeqCst);
+    house.puppet.found_endings.add_permits(1);
+    until("the second is being ended", async || house.puppet.found_tried.lock().as_slice() == ["one", "two"]).await;
+    assert_eq!(house.puppet.sweeps.load(SeqCst), sweeps, "in the same sweep");
+    house.puppet.found_endings.add_permits(1);
+    until("both are ended", async || house.puppet.found.lock().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_handle_that_could_not_be_recorded_leaves_a_lease_in_doubt_not_in_limbo() {
+    let (house, refuses) = house_that_refuses([
+        ("lease_prepared", StoreError::Unavailable("no space".to_owned())),
+        ("lease_unknown", StoreError::Unreadable("a bad sector".to_owned())),
+    ])
+    .await;
     house.broker.drive();
     let id = house.asked("puppet/one", 600).await;
     let refused = house.collect(id).await.unwrap_err();

@@ -135,6 +135,8 @@ impl Clock for Moved {
 pub struct Puppet {
     /// The first ending of each of these fails.
     pub refuses: Mutex<BTreeSet<LeaseId>>,
+    /// Endings of these fail as long as they stand here.
+    pub resists: Mutex<BTreeSet<LeaseId>>,
     /// Endings of these hang.
     pub hangs: Mutex<BTreeSet<LeaseId>>,
     /// Every ending that was begun.
@@ -155,6 +157,7 @@ impl Default for Puppet {
     fn default() -> Self {
         Self {
             refuses: Mutex::default(),
+            resists: Mutex::default(),
             hangs: Mutex::default(),
             tried: Mutex::default(),
             loses_mints: AtomicBool::new(false),
@@ -211,7 +214,7 @@ impl Connector for Puppet {
     async fn revoke(&self, lease: &Lease, _: Timestamp) -> Result<Gone, RevokeError> {
         let id = lease.intent.lease;
         self.tried.lock().push(id);
-        if self.refuses.lock().remove(&id) {
+        if self.refuses.lock().remove(&id) || self.resists.lock().contains(&id) {
             return Err(RevokeError::Retry { why: "it resists".to_owned() });
         }
         if self.hangs.lock().contains(&id) {
