@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use super::decide_lease;
 use super::digest::Digest;
 use super::event::{DeniedBy, EndCause, GrantEvent, Invocation};
 use super::grant::{Grant, GrantState};
 use super::id::{GrantId, LeaseId, PersonId, Timestamp};
-use super::lease::{Absence, Evidence, Handle, LeaseIntent, LeaseState, OPEN_LEASES_MAX};
+use super::lease::{Evidence, Handle, LeaseIntent, LeaseState, OPEN_LEASES_MAX};
 use super::permission::all_narrow;
 use super::request::{Assessed, Request};
 use super::revocability::Observation;
@@ -136,6 +137,15 @@ pub enum Command {
         /// How long it took until access was cut.
         access_cut_ms: Option<u64>,
     },
+    /// A person attests that what an ending resists at is there no more. No proof, and never recorded as one.
+    AttestAbsent {
+        /// Which.
+        lease: LeaseId,
+        /// Who says so.
+        by: PersonId,
+        /// Why.
+        reason: String,
+    },
     /// The agent reports what it did.
     Report {
         /// What.
@@ -181,6 +191,9 @@ pub enum Refusal {
     /// No such lease, or not in a state where this can happen.
     #[error("no such lease in that state")]
     NoLease,
+    /// Only what an ending has failed on can be attested away.
+    #[error("no ending of this credential has failed")]
+    NotResisting,
     /// A limit is reached.
     #[error("the limit of {max} {what} is reached")]
     Limit {
@@ -378,7 +391,8 @@ fn decide_now(grant: &Grant, command: &Command, now: Timestamp) -> Result<Vec<Gr
         | Command::Unknown { .. }
         | Command::RevokeLease { .. }
         | Command::Retry { .. }
-        | Command::Gone { .. } => decide_lease(grant, command, now),
+        | Command::Gone { .. }
+        | Command::AttestAbsent { .. } => decide_lease::decide_lease(grant, command, now),
     }
 }
 
@@ -492,87 +506,4 @@ fn decide_intend(
         events.push(GrantEvent::LeaseIntended { intent: intent.clone() });
     }
     Ok(events)
-}
-
-fn decide_lease(grant: &Grant, command: &Command, now: Timestamp) -> Result<Vec<GrantEvent>, Refusal> {
-    let state_of = |lease: &LeaseId| grant.leases.get(lease).map(|l| &l.state).ok_or(Refusal::NoLease);
-    let event = match command {
-        Command::Prepared { lease, handle } => match state_of(lease)? {
-            LeaseState::Intended => GrantEvent::LeasePrepared { lease: *lease, handle: handle.clone() },
-            _ => return Err(Refusal::NoLease),
-        },
-        Command::Live { lease, handle, not_after, release } => match state_of(lease)? {
-            LeaseState::Intended | LeaseState::Unknown { .. } => GrantEvent::LeaseLive {
-                lease: *lease,
-                handle: handle.clone(),
-                not_after: *not_after,
-                // Nothing is handed over once the grant is over, or when the answer came too late (guarantee 2).
-                released: *release
-                    && matches!(grant.state, GrantState::Active { .. })
-                    && matches!(state_of(lease)?, LeaseState::Intended),
-            },
-            _ => return Err(Refusal::NoLease),
-        },
-        Command::NotMinted { lease, why } => match state_of(lease)? {
-            LeaseState::Intended => GrantEvent::LeaseAbsent {
-                lease: *lease,
-                absence: Absence::NotMinted { why: why.clone() },
-                seen: Vec::new(),
-            },
-            _ => return Err(Refusal::NoLease),
-        },
-        Command::Unknown { lease, why, handle, not_before } => {
-            let anew = match state_of(lease)? {
-                LeaseState::Intended => true,
-                // Noticed in what is the future by now: the clock was set back, and so must the moment be from which
-                // on it is looked for, or that is years away (guarantee 10).
-                LeaseState::Unknown { since, .. } => now < *since,
-                _ => false,
-            };
-            if !anew {
-                return Err(Refusal::NoLease);
-            }
-            GrantEvent::LeaseUnknown {
-                lease: *lease,
-                why: why.clone(),
-                handle: handle.clone(),
-                not_before: *not_before,
-            }
-        }
-        Command::RevokeLease { lease, why } => match state_of(lease)? {
-            LeaseState::Live { .. } => GrantEvent::LeaseRevoking { lease: *lease, why: why.clone() },
-            // On its way: its outcome must be known (or `Unknown`) before anything can be ended.
-            LeaseState::Intended => return Err(Refusal::NoLease),
-            _ => return Ok(Vec::new()),
-        },
-        Command::Retry { lease, why, next_try } => match state_of(lease)? {
-            LeaseState::Revoking { .. } => {
-                GrantEvent::LeaseRetry { lease: *lease, why: why.clone(), next_try: *next_try }
-            }
-            LeaseState::Unknown { not_before, .. } => {
-                GrantEvent::LeaseRetry { lease: *lease, why: why.clone(), next_try: (*next_try).max(*not_before) }
-            }
-            _ => return Ok(Vec::new()),
-        },
-        Command::Gone { lease, evidence, seen, access_cut_ms } => match state_of(lease)? {
-            LeaseState::Revoking { .. } => GrantEvent::LeaseRevoked {
-                lease: *lease,
-                evidence: evidence.clone(),
-                seen: seen.clone(),
-                access_cut_ms: *access_cut_ms,
-            },
-            // It was never seen live: the proof says that nothing is there, not that something was revoked, and it
-            // says nothing at all while the mint may still be under way (guarantee 5).
-            LeaseState::Unknown { not_before, .. } if now < *not_before => return Err(Refusal::NoLease),
-            LeaseState::Unknown { .. } => GrantEvent::LeaseAbsent {
-                lease: *lease,
-                absence: Absence::Proven { evidence: evidence.clone() },
-                seen: seen.clone(),
-            },
-            LeaseState::Revoked { .. } | LeaseState::Absent { .. } => return Ok(Vec::new()),
-            LeaseState::Intended | LeaseState::Live { .. } => return Err(Refusal::NoLease),
-        },
-        _ => return Err(Refusal::NoLease),
-    };
-    Ok(vec![event])
 }

@@ -103,7 +103,7 @@ pub enum GrantEvent {
         /// Why.
         cause: EndCause,
     },
-    /// Every lease is proven gone. Final.
+    /// Every lease is proven gone, or a person attests that its target is. Final.
     #[serde(deserialize_with = "no_fields")]
     Ended,
     /// A credential is about to be minted (guarantee 1).
@@ -181,6 +181,15 @@ pub enum GrantEvent {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         seen: Vec<Observation>,
     },
+    /// A person attests that its target no longer exists, and so nothing of it. Not a proof: nobody looked.
+    LeaseAttestedAbsent {
+        /// Which.
+        lease: LeaseId,
+        /// Who says so.
+        by: PersonId,
+        /// Why.
+        reason: String,
+    },
     /// Something was done with the grant.
     Invoked {
         /// What.
@@ -250,6 +259,37 @@ pub enum EndCause {
     /// The wall clock was set back while the broker was down: how much time is left can't be known.
     #[serde(deserialize_with = "no_fields")]
     ClockSetBack,
+    /// The record was restored from a backup: what became of it since then isn't known.
+    #[serde(deserialize_with = "no_fields")]
+    Restored,
+}
+
+/// How urgent it is to end what a grant gave: most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Urgency {
+    /// The kill switch was pulled.
+    Frozen,
+    /// It was taken away before its time.
+    Taken,
+    /// Its time came, or the agent is done with it.
+    Over,
+}
+
+impl EndCause {
+    /// How urgent the endings are.
+    pub const fn urgency(&self) -> Urgency {
+        match self {
+            Self::Frozen { .. } => Urgency::Frozen,
+            Self::Revoked { .. }
+            | Self::AgentLost
+            | Self::ParentEnded
+            | Self::TierRisen { .. }
+            | Self::ApprovedThingChanged { .. }
+            | Self::ClockSetBack
+            | Self::Restored => Urgency::Taken,
+            Self::Completed | Self::TaskCompleted | Self::Expired => Urgency::Over,
+        }
+    }
 }
 
 /// What was done with a grant, as reported by the agent.
@@ -364,6 +404,23 @@ pub enum BrokerEvent {
         problem: String,
         /// How many this stands for.
         count: u64,
+    },
+    /// The record was restored from a backup, into a new data folder. What was in force is ended right behind this.
+    Restored {
+        /// How many records the backup has.
+        records: u64,
+        /// The root of the Merkle tree over them, base64.
+        root: String,
+        /// When the backup was made (wall clock).
+        made_at: Timestamp,
+        /// The size of the newest checkpoint from elsewhere that it was compared with.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest_size: Option<u64>,
+        /// Its root, base64.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest_root: Option<String>,
+        /// True if the operator restored it though later records are lost, or may be.
+        may_lack_records: bool,
     },
     /// A credential was asked for again after it had been handed over, and minted anew.
     Replaced {

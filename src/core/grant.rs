@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{DeniedBy, EndCause, GrantEvent, Invocation};
+use super::event::{DeniedBy, EndCause, GrantEvent, Invocation, Urgency};
 use super::id::{GrantId, LeaseId, PersonId, Timestamp};
-use super::lease::{Lease, LeaseState, Progress};
+use super::lease::{Absence, Lease, LeaseState, Progress};
 use super::request::{Assessed, Request};
 use super::revocability::Observation;
 use super::strict::no_fields;
@@ -71,13 +71,13 @@ pub enum GrantState {
         /// Why.
         cause: EndCause,
     },
-    /// Every lease is proven gone.
+    /// Every lease is proven gone, or a person attests that its target is.
     Ended {
         /// It was in force since.
         active_since: Timestamp,
         /// It was over for the agent since.
         over_since: Timestamp,
-        /// When the last proof came.
+        /// When the last proof or attestation came.
         at: Timestamp,
         /// Why it ended.
         cause: EndCause,
@@ -158,9 +158,17 @@ impl Grant {
         people
     }
 
-    /// Leases without proof of their end.
+    /// Leases that are neither proven gone nor attested absent.
     pub fn open_leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values().filter(|l| !l.is_gone())
+    }
+
+    /// How urgent it is to end those of its leases that are to be ended.
+    pub const fn urgency(&self) -> Urgency {
+        match &self.state {
+            GrantState::Ending { cause, .. } => cause.urgency(),
+            _ => Urgency::Over,
+        }
     }
 
     /// When it ends, while it is in force.
@@ -286,8 +294,7 @@ impl Grant {
             GrantEvent::LeaseUnknown { lease, why, handle, not_before } => {
                 let lease = self.leases.get_mut(lease).filter(|l| match &l.state {
                     LeaseState::Intended => true,
-                    LeaseState::Unknown { since, .. } => at < *since,
-                    _ => false,
+                    state => state.may_be_doubted_anew(at, *not_before),
                 })?;
                 if handle.is_some() {
                     lease.handle.clone_from(handle);
@@ -314,13 +321,20 @@ impl Grant {
                 self.note(id, seen);
             }
             GrantEvent::LeaseAbsent { lease, absence, seen } => {
+                // A person's word has an event of its own, and stands only where an ending has failed.
+                let is_attested = matches!(absence, Absence::Attested { .. });
                 let lease = self
                     .leases
                     .get_mut(lease)
-                    .filter(|l| matches!(l.state, LeaseState::Intended | LeaseState::Unknown { .. }))?;
+                    .filter(|l| !is_attested && matches!(l.state, LeaseState::Intended | LeaseState::Unknown { .. }))?;
                 lease.state = LeaseState::Absent { at, absence: absence.clone() };
                 let id = lease.intent.lease;
                 self.note(id, seen);
+            }
+            GrantEvent::LeaseAttestedAbsent { lease, by, reason } => {
+                let lease = self.leases.get_mut(lease).filter(|l| l.resists())?;
+                let absence = Absence::Attested { by: by.clone(), reason: reason.clone() };
+                lease.state = LeaseState::Absent { at, absence };
             }
             GrantEvent::Invoked { invocation } => self.invocations.push(invocation.clone()),
             _ => return None,
@@ -365,6 +379,7 @@ impl GrantEvent {
             Self::LeaseRetry { .. } => "lease_retry",
             Self::LeaseRevoked { .. } => "lease_revoked",
             Self::LeaseAbsent { .. } => "lease_absent",
+            Self::LeaseAttestedAbsent { .. } => "lease_attested_absent",
             Self::Invoked { .. } => "invoked",
         }
     }

@@ -4,11 +4,14 @@
 //! Intended ─▶ Live ─▶ Revoking ─▶ Revoked(evidence)
 //!     └─ error, crash, timeout ─▶ Unknown ─▶ Absent(evidence) | Revoking
 //! ```
+//!
+//! Where a target no longer exists there is nobody left to ask: `Revoking` or `Unknown`, tried in vain, becomes
+//! `Absent` by a person's attestation.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::id::{GrantId, LeaseId, ResourceName, Timestamp};
+use super::id::{GrantId, LeaseId, PersonId, ResourceName, Timestamp};
 use super::permission::{PERMISSIONS_MAX, Permission};
 use super::strict::no_fields;
 
@@ -122,7 +125,7 @@ pub enum LeaseState {
         /// The proof.
         evidence: Evidence,
     },
-    /// Never came into being, or is gone without having been seen live.
+    /// Never came into being, or is gone without having been seen live; or a person attests that its target is gone.
     Absent {
         /// When that was known.
         at: Timestamp,
@@ -131,7 +134,7 @@ pub enum LeaseState {
     },
 }
 
-/// How it is known that a lease that was never live has nothing at its target.
+/// Why nothing of a lease is said to be at its target, other than a [revocation](LeaseState::Revoked).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Absence {
@@ -144,6 +147,13 @@ pub enum Absence {
     Proven {
         /// The proof.
         evidence: Evidence,
+    },
+    /// A person attests that its target no longer exists. Nobody looked: this is no evidence.
+    Attested {
+        /// Who says so.
+        by: PersonId,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -161,10 +171,30 @@ pub struct Progress {
     pub next_try: Option<Timestamp>,
 }
 
+impl LeaseState {
+    /// Can a lease in doubt be said to be in doubt anew at this moment, to be looked for from `not_before` on?
+    pub fn may_be_doubted_anew(&self, at: Timestamp, not_before: Timestamp) -> bool {
+        match self {
+            // Noticed in what is the future by now: the clock was set back, and so must the moment be from which on it is
+            // looked for, or that is years away (guarantee 10). Else that moment moves later only: the clock leapt, and a
+            // mint may be under way still (guarantee 5).
+            Self::Unknown { since, not_before: until, .. } => at < *since || not_before > *until,
+            _ => false,
+        }
+    }
+}
+
 impl Lease {
-    /// True once there is evidence that nothing of it is left.
+    /// True once there is evidence that nothing of it is left, or a person's attestation in its place.
     pub const fn is_gone(&self) -> bool {
         matches!(self.state, LeaseState::Revoked { .. } | LeaseState::Absent { .. })
+    }
+    /// True if an attempt to end it, or to look for it, has failed.
+    pub const fn resists(&self) -> bool {
+        match &self.state {
+            LeaseState::Revoking { progress, .. } | LeaseState::Unknown { progress, .. } => progress.attempts > 0,
+            _ => false,
+        }
     }
     /// True if the target confirmed it at some time: only then does "unknown id" prove anything.
     pub const fn was_seen_live(&self) -> bool {

@@ -3,6 +3,7 @@
 //! broker run this same code.
 
 pub mod decide;
+mod decide_lease;
 pub mod digest;
 pub mod event;
 pub mod grant;

@@ -245,6 +245,9 @@ fn doubt_from_the_future_is_dated_anew_and_no_other() {
     // As time goes on, nobody brings the moment nearer.
     let anew = lease_command(lease, LeaseAct::Unknown { secs: 5 }, world.now);
     assert_eq!(decide(world.grant(id), &anew, world.now), Err(Refusal::NoLease));
+    // Later it may be: the clock leapt, and a mint may be under way still.
+    let later = lease_command(lease, LeaseAct::Unknown { secs: 121 }, world.now);
+    assert!(decide(world.grant(id), &later, world.now).is_ok());
     // The clock was set back: what was noticed in ten years is looked for soon.
     let back = Timestamp(world.now.0 - 1_000);
     let anew = lease_command(lease, LeaseAct::Unknown { secs: 5 }, back);
@@ -321,4 +324,50 @@ fn reports_have_a_limit_and_end_with_the_grant() {
     must(&mut world, id, &Command::Finish { cause: EndCause::Completed });
     let refused = decide(world.grant(id), &super::make::report(), world.now);
     assert_eq!(refused, Err(Refusal::State { state: "ended" }));
+}
+
+#[test]
+fn a_persons_word_ends_only_what_was_tried_in_vain_and_is_no_evidence() {
+    let mut world = World::new();
+    let id = ask(&mut world, 0, None, 0);
+    let lease = intend(&mut world, id);
+    let refused = |world: &World, when: &str| {
+        let attest = lease_command(lease, LeaseAct::Attest, world.now);
+        assert_eq!(decide(world.grant(id), &attest, world.now), Err(Refusal::NotResisting), "{when}");
+    };
+    refused(&world, "intended");
+    act(&mut world, id, lease, LeaseAct::Live { release: true });
+    refused(&world, "live");
+    must(&mut world, id, &Command::Finish { cause: EndCause::Completed });
+    refused(&world, "not tried yet");
+    act(&mut world, id, lease, LeaseAct::Retry { secs: 0 });
+    act(&mut world, id, lease, LeaseAct::Attest);
+    let grant = world.grant(id);
+    assert!(matches!(grant.state, GrantState::Ended { .. }), "{:?}", grant.state);
+    let LeaseState::Absent { absence: Absence::Attested { by, .. }, .. } = &grant.leases[&lease].state else {
+        panic!()
+    };
+    assert_eq!(*by, super::make::person(5));
+    assert!(!serde_json::to_string(grant).unwrap().contains("evidence"));
+    // A proof that comes afterwards changes nothing, and a person's word has no other way into the record.
+    assert_eq!(decide(grant, &lease_command(lease, LeaseAct::Gone, world.now), world.now), Ok(Vec::new()));
+    let mut world = World::new();
+    let id = ask(&mut world, 0, None, 0);
+    let lease = intend(&mut world, id);
+    let absence = Absence::Attested { by: super::make::person(5), reason: "because".into() };
+    let event = GrantEvent::LeaseAbsent { lease, absence, seen: Vec::new() };
+    Grant::apply(&mut Some(world.grant(id).clone()), id, &event, world.now).unwrap_err();
+}
+
+#[test]
+fn what_may_still_be_on_its_way_is_not_attested_away() {
+    let mut world = World::new();
+    let id = ask(&mut world, 0, None, 0);
+    let lease = intend(&mut world, id);
+    act(&mut world, id, lease, LeaseAct::Unknown { secs: 120 });
+    act(&mut world, id, lease, LeaseAct::Retry { secs: 0 });
+    let attest = lease_command(lease, LeaseAct::Attest, world.now);
+    assert_eq!(decide(world.grant(id), &attest, world.now), Err(Refusal::NotResisting));
+    world.now = world.now.plus_secs(120);
+    act(&mut world, id, lease, LeaseAct::Attest);
 }

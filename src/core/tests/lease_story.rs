@@ -20,6 +20,9 @@ pub struct LeaseStory {
     pub phase: LeasePhase,
     seen_live: bool,
     released_at: Option<Timestamp>,
+    /// Attempts that failed since its end began, or since it was lost.
+    failed: u32,
+    attested: bool,
 }
 
 /// The lease that an event changes, if it is about one that is there.
@@ -31,14 +34,15 @@ pub fn lease_of(event: &GrantEvent) -> Option<LeaseId> {
         | GrantEvent::LeaseRevoking { lease, .. }
         | GrantEvent::LeaseRetry { lease, .. }
         | GrantEvent::LeaseRevoked { lease, .. }
-        | GrantEvent::LeaseAbsent { lease, .. } => Some(*lease),
+        | GrantEvent::LeaseAbsent { lease, .. }
+        | GrantEvent::LeaseAttestedAbsent { lease, .. } => Some(*lease),
         _ => None,
     }
 }
 
 impl LeaseStory {
     pub fn new(intent: LeaseIntent) -> Self {
-        Self { intent, phase: LeasePhase::OnItsWay, seen_live: false, released_at: None }
+        Self { intent, phase: LeasePhase::OnItsWay, seen_live: false, released_at: None, failed: 0, attested: false }
     }
 
     /// Judges one event. `in_force_until` is the grant's end while it is in force.
@@ -65,6 +69,7 @@ impl LeaseStory {
                     self.released_at = Some(at);
                 }
                 self.seen_live = true;
+                self.failed = 0;
                 self.phase = if in_force && !late { LeasePhase::Live } else { LeasePhase::BeingEnded };
                 match (late, *released, in_force) {
                     (true, ..) => "late answer",
@@ -75,9 +80,10 @@ impl LeaseStory {
             }
             GrantEvent::LeaseUnknown { not_before, .. } => {
                 // Said again only by a clock that was set back to before it was noticed.
-                let anew = matches!(self.phase, LeasePhase::Lost { since, .. } if at < since);
+                let anew = matches!(self.phase, LeasePhase::Lost { since, not_before: until } if at < since || *not_before > until);
                 ensure!(anew || self.phase == LeasePhase::OnItsWay, "unknown while {:?}", self.phase);
                 self.phase = LeasePhase::Lost { since: at, not_before: *not_before };
+                self.failed = 0;
                 "unknown"
             }
             GrantEvent::LeaseRevoking { .. } => {
@@ -86,9 +92,13 @@ impl LeaseStory {
                 "replaced"
             }
             GrantEvent::LeaseRetry { next_try, .. } => match self.phase {
-                LeasePhase::BeingEnded => "retried",
+                LeasePhase::BeingEnded => {
+                    self.failed += 1;
+                    "retried"
+                }
                 LeasePhase::Lost { not_before, .. } => {
                     ensure!(*next_try >= not_before, "G5: looked for while the mint may be under way");
+                    self.failed += 1;
                     "looked for again"
                 }
                 phase => return Err(format!("tried again while {phase:?}")),
@@ -108,6 +118,16 @@ impl LeaseStory {
                 }
                 self.phase = LeasePhase::Gone;
                 "absent"
+            }
+            GrantEvent::LeaseAttestedAbsent { .. } => {
+                let tried = match self.phase {
+                    LeasePhase::BeingEnded => true,
+                    LeasePhase::Lost { not_before, .. } => at >= not_before,
+                    _ => false,
+                };
+                ensure!(tried && self.failed > 0, "G5: attested away while {:?}, {} failed", self.phase, self.failed);
+                (self.phase, self.attested) = (LeasePhase::Gone, true);
+                "attested"
             }
             other => return Err(format!("not expected here: {other:?}")),
         })
@@ -134,6 +154,8 @@ impl LeaseStory {
             matches!(grant, Phase::InForce | Phase::Over | Phase::Final),
             "G1: a lease before the grant was in force"
         );
+        let by_word = matches!(lease.state, LeaseState::Absent { absence: Absence::Attested { .. }, .. });
+        ensure!(by_word == self.attested, "G5: a person's word and a proof are mixed up: {:?}", lease.state);
         let proven = matches!(lease.state, LeaseState::Revoked { .. });
         ensure!(!proven || self.seen_live, "G5: revoked, never seen live");
         Ok(())

@@ -31,7 +31,7 @@ pub fn agent_id(n: usize) -> AgentId {
 
 /// One cause of each kind.
 pub fn end_cause(n: usize) -> EndCause {
-    match n % 9 {
+    match n % 10 {
         0 => EndCause::Completed,
         1 => EndCause::TaskCompleted,
         2 => EndCause::Expired,
@@ -40,6 +40,7 @@ pub fn end_cause(n: usize) -> EndCause {
         5 => EndCause::Frozen { id: 7 },
         6 => EndCause::TierRisen { reason: "more is held now".into() },
         7 => EndCause::ApprovedThingChanged { resource: permission(0).resource },
+        8 => EndCause::Restored,
         _ => EndCause::ClockSetBack,
     }
 }
@@ -72,6 +73,7 @@ pub fn lease_command(lease: LeaseId, act: LeaseAct, now: Timestamp) -> Command {
             let evidence = Evidence::TargetSaysGone { detail: "no such role".into() };
             Command::Gone { lease, evidence, seen: Vec::new(), access_cut_ms: Some(3) }
         }
+        LeaseAct::Attest => Command::AttestAbsent { lease, by: person(5), reason: why },
     }
 }
 
@@ -86,6 +88,7 @@ pub fn refusal_word(refusal: &Refusal) -> &'static str {
         Refusal::NotNarrower { .. } => "not narrower",
         Refusal::LeaseExists => "lease exists",
         Refusal::NoLease => "no lease",
+        Refusal::NotResisting => "not resisting",
         Refusal::Limit { .. } => "limit",
     }
 }

@@ -15,7 +15,7 @@ use crate::core::id::{GrantId, LeaseId, Timestamp};
 use crate::core::lease::LeaseState;
 use crate::core::vote::{Verdict, Vote};
 
-const ACTS: [LeaseAct; 8] = [
+const ACTS: [LeaseAct; 9] = [
     LeaseAct::Prepared,
     LeaseAct::Live { release: true },
     LeaseAct::Live { release: false },
@@ -24,6 +24,7 @@ const ACTS: [LeaseAct; 8] = [
     LeaseAct::Revoke,
     LeaseAct::Retry { secs: 0 },
     LeaseAct::Gone,
+    LeaseAct::Attest,
 ];
 
 /// Every command there is, as right as it can be made, on every grant that is over.
@@ -52,7 +53,7 @@ pub fn final_means_final(world: &mut World) -> Checked {
 
 fn commands(world: &mut World, grant: &Grant) -> Vec<Command> {
     let mut all = vec![Command::Tick, Command::Cancel, deny_by_policy(), report()];
-    all.extend((0..9).map(|n| Command::Finish { cause: end_cause(n) }));
+    all.extend((0..10).map(|n| Command::Finish { cause: end_cause(n) }));
     if let Some(assessed) = &grant.assessed {
         all.push(Command::Reassess(Box::new(assessed.clone())));
         for verdict in [Verdict::Approve, Verdict::Deny] {

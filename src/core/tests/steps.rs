@@ -109,6 +109,7 @@ pub enum LeaseAct {
     Revoke,
     Retry { secs: u64 },
     Gone,
+    Attest,
 }
 
 fn index() -> impl Strategy<Value = usize> {
@@ -170,6 +171,7 @@ fn lease_act() -> impl Strategy<Value = LeaseAct> {
         2 => Just(LeaseAct::Revoke),
         2 => secs().prop_map(|secs| LeaseAct::Retry { secs }),
         3 => Just(LeaseAct::Gone),
+        2 => Just(LeaseAct::Attest),
     ]
 }
 

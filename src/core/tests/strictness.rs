@@ -108,12 +108,20 @@ fn an_unknown_field_in_any_other_event_is_an_error() {
         broker(BrokerEvent::Refused { agent, problem: "p".into(), count: 1 }),
         broker(BrokerEvent::VoteRefused { grant, person: person.clone(), problem: "p".into() }),
         broker(BrokerEvent::VotesRefused { person, problem: "p".into(), count: 2 }),
+        broker(BrokerEvent::Restored {
+            records: 1,
+            root: "r".into(),
+            made_at: Timestamp(1),
+            newest_size: None,
+            newest_root: None,
+            may_lack_records: true,
+        }),
         broker(BrokerEvent::Replaced { grant }),
     ];
     for event in &all {
         strict(&json!(event), event);
     }
-    for n in 0..9 {
+    for n in 0..10 {
         let cause: EndCause = end_cause(n);
         strict(&json!(cause), &cause);
         let event = GrantEvent::Withdrawn { cause };
