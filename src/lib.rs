@@ -1,6 +1,6 @@
 //! Countersign: a just-in-time credential broker for AI agents.
 //!
-//! The rooms, from the bottom up: [`core`] is pure; [`time`], [`wire`], [`keys`], [`config`], [`audit`],
+//! The rooms, from the bottom up: [`core`] is pure; [`failpoint`], [`time`], [`runtime`], [`wire`], [`keys`], [`config`], [`audit`],
 //! [`store`], [`connector`], [`policy`] and [`identity`] stand beside one another above it; [`broker`] joins
 //! them; [`server`], [`client`] and [`cli`] face the outside. A room imports only rooms below it.
 
@@ -11,9 +11,12 @@ pub mod client;
 pub mod config;
 pub mod connector;
 pub mod core;
+pub mod failpoint;
 pub mod identity;
 pub mod keys;
+pub mod mutation;
 pub mod policy;
+pub mod runtime;
 pub mod server;
 pub mod store;
 pub mod time;
