@@ -167,11 +167,15 @@ impl Disk for RealDisk {
 
 /// Makes a folder, and its parents if need be, so that its name is durable.
 pub fn make_dir(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    let missing = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && disk.stat(d).is_err()).count();
-    disk.create_dir(dir)?;
-    // At least its own: an earlier run may have died before this.
-    for made in dir.ancestors().take(missing.max(1)) {
-        match made.parent() {
+    let levels: Vec<&Path> = dir.ancestors().filter(|d| !d.as_os_str().is_empty()).collect();
+    let missing = levels.iter().take_while(|d| disk.stat(d).is_err()).count();
+    // One level after the other, each durable before the next: so only the innermost of those that are there can have
+    // been made by a run that died before it was durable.
+    for (i, level) in levels.iter().enumerate().take(missing + 1).rev() {
+        if i < missing {
+            disk.create_dir(level)?;
+        }
+        match level.parent() {
             Some(parent) if parent.as_os_str().is_empty() => disk.sync_dir(Path::new("."))?,
             Some(parent) => disk.sync_dir(parent)?,
             None => {}

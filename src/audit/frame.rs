@@ -69,6 +69,17 @@ pub struct Meta {
     pub prev: Hash,
 }
 
+/// The leaf hash of a record that stands in no frame (a journal in a database).
+pub fn leaf_of(seq: u64, at_ms: u64, prev: &Hash, payload: &[u8]) -> Hash {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES - LEAF_START + payload.len());
+    bytes.push(0);
+    bytes.extend_from_slice(&seq.to_be_bytes());
+    bytes.extend_from_slice(&at_ms.to_be_bytes());
+    bytes.extend_from_slice(&prev.0);
+    bytes.extend_from_slice(payload);
+    sha256(&bytes)
+}
+
 /// Appends the frame to `out` and returns its leaf hash. The payload keeps the limit (see [`check_batch`]).
 pub fn encode(meta: &Meta, payload: &[u8], out: &mut Vec<u8>) -> Hash {
     debug_assert!(payload.len() <= PAYLOAD_BYTES_MAX);
@@ -210,6 +221,7 @@ mod tests {
             assert_eq!(bytes.len(), frame_len(n));
             let frame = decode(&bytes).unwrap();
             assert_eq!((frame.meta, frame.payload, frame.leaf()), (META, &payload[..], leaf));
+            assert_eq!(leaf_of(META.seq, META.at_ms, &META.prev, &payload), leaf);
             let mut data = [7u64.to_be_bytes(), 8u64.to_be_bytes()].concat();
             data.extend_from_slice(&[9; 32]);
             data.extend_from_slice(&payload);

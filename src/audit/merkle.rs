@@ -85,6 +85,17 @@ impl Frontier {
         self.size
     }
 
+    /// All there is of it but the size.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.peaks.iter().flat_map(|peak| peak.0).collect()
+    }
+
+    /// Takes back what [`Frontier::to_bytes`] gave; `None` if that is no tree of this size.
+    pub fn from_bytes(size: u64, bytes: &[u8]) -> Option<Self> {
+        let peaks: Vec<Hash> = bytes.chunks(32).map(Hash::from_slice).collect::<Option<_>>()?;
+        (peaks.len() == size.count_ones() as usize && bytes.len() == peaks.len() * 32).then_some(Self { size, peaks })
+    }
+
     /// Appends one leaf.
     pub fn push(&mut self, leaf: Hash) {
         let mut node = leaf;
@@ -130,6 +141,8 @@ mod tests {
         for n in 0..=leaves.len() {
             assert_eq!(frontier.root(), mth(&leaves[..n]), "size {n}");
             assert_eq!(frontier.size(), n as u64);
+            assert_eq!(Frontier::from_bytes(n as u64, &frontier.to_bytes()), Some(frontier.clone()));
+            assert_eq!(Frontier::from_bytes(n as u64 + 1, &[1; 3]), None);
             if let Some(leaf) = leaves.get(n) {
                 frontier.push(leaf_hash(leaf));
             }

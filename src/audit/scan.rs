@@ -13,6 +13,8 @@ use super::segment;
 
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 1024 * 1024;
+/// The least buffer, in bytes.
+const BUFFER_BYTES_MIN: usize = 4096;
 
 /// One record of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -83,10 +85,12 @@ impl SegmentScan {
     /// Opens a segment and reads its header; the inner error says what is wrong with the header.
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<Result<(Self, segment::Header), Mismatch>, Error> {
         let file = disk.open(path, Access::Read).at("open", path)?;
+        // A small segment needs a small buffer; it grows with what is read.
+        let len = usize::try_from(file.stat().at("look at", path)?.len).unwrap_or(usize::MAX);
         let mut scan = Self {
             file,
             path: path.to_owned(),
-            buf: vec![0; 2 * READ_BYTES],
+            buf: vec![0; len.clamp(BUFFER_BYTES_MIN, 2 * READ_BYTES)],
             start: 0,
             end: 0,
             base: 0,
@@ -149,8 +153,9 @@ impl SegmentScan {
                 self.base += self.start as u64;
                 self.end -= self.start;
                 self.start = 0;
-                if self.buf.len() < need + READ_BYTES {
-                    self.buf.resize(need + READ_BYTES, 0);
+                let want = if need < BUFFER_BYTES_MIN { 2 * need } else { need + READ_BYTES };
+                if self.buf.len() < want {
+                    self.buf.resize(want, 0);
                 }
             }
             let to = self.buf.len().min(self.end + READ_BYTES);
@@ -251,8 +256,12 @@ impl SegmentScan {
     pub fn survey_rest(&mut self) -> Result<Rest, Error> {
         let mut rest = Rest { last_used: self.offset(), durable: 0, first: None };
         loop {
-            // One frame of look-ahead, so that a frame across two reads is seen.
-            self.fill(frame::ALIGN_BYTES + frame::frame_len(frame::PAYLOAD_BYTES_MAX))?;
+            self.fill(frame::ALIGN_BYTES)?;
+            if self.end - self.start >= frame::MAGIC.len() && self.buf[self.start..self.end].starts_with(&frame::MAGIC)
+            {
+                // All of it, also when it stands across two reads.
+                self.fill(frame::frame_len(frame::PAYLOAD_BYTES_MAX))?;
+            }
             if self.start == self.end {
                 return Ok(rest);
             }

@@ -145,16 +145,21 @@ pub(crate) fn examine(
 /// (which should have a checkpoint from elsewhere). For the operator, with the broker stopped: refused while somebody
 /// holds the journal's lock, and while there is a good head, which may know of more than the segments still have.
 pub fn remake_head(dir: &Path, options: &Options) -> Result<Report, Error> {
-    let lock = disk::lock_journal(&RealDisk, dir)?;
-    if let Ok(Some(_)) = Head::load(&RealDisk, dir) {
+    remake_head_on(&RealDisk, dir, options)
+}
+
+/// [`remake_head`] on another disk.
+pub fn remake_head_on(disk: &dyn Disk, dir: &Path, options: &Options) -> Result<Report, Error> {
+    let lock = disk::lock_journal(disk, dir)?;
+    if let Ok(Some(_)) = Head::load(disk, dir) {
         return Err(Error::HeadIsGood { dir: dir.to_owned() });
     }
     let options = Options { without_head: true, ..options.clone() };
-    let report = verify(dir, &options)?;
+    let report = verify_on(disk, dir, &options)?;
     if let Report::Verified(v) = &report {
-        let checkpoint_size = Checkpoint::load(&RealDisk, dir, &options.keys)?.map_or(0, |c| c.size);
+        let checkpoint_size = Checkpoint::load(disk, dir, &options.keys)?.map_or(0, |c| c.size);
         let head = Head { seq: v.last_seq, leaf: v.leaf, checkpoint_size, closed: false };
-        disk::replace(&RealDisk, dir, head::FILE_NAME, &head.encode()).at("write", &dir.join(head::FILE_NAME))?;
+        disk::replace(disk, dir, head::FILE_NAME, &head.encode()).at("write", &dir.join(head::FILE_NAME))?;
     }
     drop(lock);
     Ok(report)

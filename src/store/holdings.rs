@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{AgentId, GrantId, PersonId, TaskKey, TaskName, Timestamp};
-use crate::core::permission::Permission;
+use crate::core::permission::{PERMISSIONS_MAX, Permission};
 
 use super::Held;
 
@@ -53,7 +53,7 @@ pub struct HeldBy {
 pub type HoldingKey = (Holder, Arc<Permission>);
 
 /// Which grants gave one permission.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct By {
     /// Those that go on. There may be many, so nothing here looks through all of them.
     open: BTreeSet<HeldBy>,
@@ -168,6 +168,29 @@ impl Holdings {
             self.put(&holder, permission, earlier.as_ref(), entry.clone(), &mut changed);
         }
         changed.into_iter().map(|permission| (holder.clone(), permission)).collect()
+    }
+
+    /// What is kept of these changes once they are taken in, without taking them in: for a store that writes it beforehand.
+    pub fn after(&self, steps: &[(Option<Arc<Grant>>, Arc<Grant>)]) -> Vec<(HoldingKey, Option<Holding>)> {
+        let holder = |g: &Grant| (g.request.agent.id.clone(), g.request.agent.owner.clone());
+        let mut scratch = Self::default();
+        for (_, after) in steps {
+            let holder = holder(after);
+            // Only what is over is kept, or what was made one because there is too much.
+            let is_kept = matches!(after.state, GrantState::Ended { .. });
+            let of = self.of.get(&holder);
+            if is_kept || of.is_some_and(|of| of.len() + steps.len() * PERMISSIONS_MAX >= PER_AGENT_MAX) {
+                scratch.of.entry(holder).or_insert_with(|| of.cloned().unwrap_or_default());
+            }
+        }
+        let mut changed = BTreeSet::new();
+        for (before, after) in steps {
+            if scratch.of.contains_key(&holder(after)) {
+                changed.extend(scratch.update(before.as_deref(), after));
+            }
+        }
+        let kept = |key: HoldingKey| (scratch.get(&key), key);
+        changed.into_iter().map(kept).map(|(holding, key)| (key, holding)).collect()
     }
 
     /// Takes in a grant that was kept. What it gave is told by itself as long as it goes on, see [`Holding::over`].

@@ -13,6 +13,7 @@ use super::engine::{Archive, Engine, Keeper, Log, Receipt, Snapshot, over_at, re
 use super::view::{Changed, KnownAgent, Stored, View};
 use crate::core::digest::Digest;
 use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
+use crate::time::SystemClock;
 
 /// A log in memory, durable at once. Clones share what is in it.
 #[derive(Debug, Default, Clone)]
@@ -47,14 +48,14 @@ impl Log for MemoryLog {
     fn stopped(&self) -> Option<StoreError> {
         None
     }
-    fn recover(&self) -> Result<(), StoreError> {
-        Ok(())
+    fn recover(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
     }
     fn figures(&self) -> Vec<(&'static str, u64)> {
         vec![("journal_records", self.0.lock().len() as u64)]
     }
-    fn close(&self) -> Result<(), StoreError> {
-        Ok(())
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
     }
 }
 
@@ -111,19 +112,25 @@ impl Archive for MemoryArchive {
 
 /// An empty store in memory. Needs a running runtime.
 pub fn store() -> Engine<MemoryLog, MemoryArchive> {
-    Engine::start(MemoryLog::default(), MemoryArchive::default(), View::default(), Keeper::default())
+    Engine::start(
+        Arc::new(SystemClock),
+        MemoryLog::default(),
+        MemoryArchive::default(),
+        View::default(),
+        Keeper::default(),
+    )
 }
 
 /// A store in memory on what a log holds already. Needs a running runtime.
 pub fn reopen(log: MemoryLog) -> Result<Engine<MemoryLog, MemoryArchive>, StoreError> {
     let (archive, mut view, mut keeper) = (MemoryArchive::default(), View::default(), Keeper::default());
     let records = log.0.lock().clone();
-    let mut changed = Changed::default();
     for (bytes, seq) in records.iter().zip(1..) {
         let record = read_record(seq, bytes)?;
+        let mut changed = Changed::default();
         view.replay(seq, record.at, &record.event, &mut changed)?;
         keeper.note(&mut changed, seq, [0; 32]);
     }
     keeper.keep_all(&mut view, &archive)?;
-    Ok(Engine::start(log, archive, view, keeper))
+    Ok(Engine::start(Arc::new(SystemClock), log, archive, view, keeper))
 }

@@ -62,8 +62,8 @@ struct Count {
 #[derive(Debug, Default)]
 pub struct View {
     grants: HashMap<GrantId, Stored>,
-    open: HashSet<GrantId>,
-    finals: HashSet<GrantId>,
+    open: BTreeSet<GrantId>,
+    finals: BTreeSet<GrantId>,
     by_task: HashMap<TaskKey, BTreeSet<GrantId>>,
     by_parent: HashMap<GrantId, BTreeSet<GrantId>>,
     /// Of each task, open grants that hang from another or that others have hung from.
@@ -283,7 +283,7 @@ impl View {
         self.holdings.prune(self.reach())
     }
     /// The moment from which on holdings are told.
-    fn reach(&self) -> Timestamp {
+    pub fn reach(&self) -> Timestamp {
         Timestamp(self.last_at.0.saturating_sub(WINDOW_SECS_MAX * 1000))
     }
 
@@ -350,6 +350,10 @@ impl View {
         except: Option<GrantId>,
     ) -> Vec<crate::core::permission::Permission> {
         self.holdings.held_in_task(task, since.max(self.reach()), except)
+    }
+    /// What will be kept of holdings once grants have changed so.
+    pub fn holdings_after(&self, steps: &[(Option<Arc<Grant>>, Arc<Grant>)]) -> Vec<(HoldingKey, Option<Holding>)> {
+        self.holdings.after(steps)
     }
     /// A holding.
     pub fn holding(&self, key: &HoldingKey) -> Option<Holding> {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::poll;
-
 use super::House;
 use super::kit::*;
 use crate::core::decide::Command;
@@ -25,7 +23,7 @@ fn freeze(id: u64) -> Event {
 }
 
 pub async fn all_or_nothing(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let there = ask(1).on(&*store).await;
     let before = figure(&*store, "journal_records");
     // The second half can't be: nothing of the first is there.
@@ -45,19 +43,19 @@ pub async fn all_or_nothing(house: &dyn House) {
 }
 
 pub async fn numbers_go_on_without_gaps(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let first = append(&*store, ask(1).events(), START).await.unwrap();
     assert_eq!((first.first_seq, first.last_seq), (1, 3));
     let second = append(&*store, vec![note()], START).await.unwrap();
     assert_eq!((second.first_seq, second.last_seq), (4, 4));
     store.close().await.unwrap();
     drop(store);
-    let store = house.open();
+    let store = house.open().await;
     assert_eq!(append(&*store, vec![note()], START).await.unwrap().first_seq, 5);
 }
 
 pub async fn versions_are_compared(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let seen = ask(1).on(&*store).await;
     let end = events_of(&seen, &finish(), START);
     append(&*store, end.clone(), START).await.unwrap();
@@ -74,7 +72,7 @@ pub async fn versions_are_compared(house: &dyn House) {
 }
 
 pub async fn grants_that_are_only_read_are_compared(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let read = ask(1).on(&*store).await;
     let expect = || vec![Expect::Version(read.id, read.version)];
     append_if(&*store, expect(), ask(2).events()).await.unwrap();
@@ -89,15 +87,17 @@ pub async fn grants_that_are_only_read_are_compared(house: &dyn House) {
 }
 
 pub async fn a_completed_task_takes_no_more(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let open = || vec![Expect::TaskOpen(task_key(1, "task"))];
     append_if(&*store, open(), ask(1).events()).await.unwrap();
     let completed = || vec![Event::TaskCompleted { task: task_key(1, "task") }];
     assert!(is_conflict(&append(&*store, completed(), START).await), "one of its grants is in force");
     end(&*store, 1, START).await;
+    let held = house.hold().await;
     let mut completing = std::pin::pin!(append(&*store, completed(), START));
-    assert!(poll!(completing.as_mut()).is_pending());
+    on_its_way(&*store, completing.as_mut()).await;
     assert!(!store.task_completed(&task_key(1, "task")).await.unwrap(), "not durable yet");
+    drop(held);
     assert!(is_conflict(&append_if(&*store, open(), ask(2).events()).await), "on its way");
     assert!(store.task_completed(&task_key(1, "task")).await.unwrap(), "after a conflict it can be read");
     completing.await.unwrap();
@@ -111,7 +111,7 @@ pub async fn a_completed_task_takes_no_more(house: &dyn House) {
 }
 
 pub async fn a_task_is_completed_with_the_last_of_its_grants(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let completed = || Event::TaskCompleted { task: task_key(1, "task") };
     let [first, second] = [ask(1).on(&*store).await, pending(2).on(&*store).await];
     let with = |grants: &[&Grant]| -> Vec<Event> {
@@ -119,9 +119,11 @@ pub async fn a_task_is_completed_with_the_last_of_its_grants(house: &dyn House) 
     };
     assert!(is_conflict(&append(&*store, with(&[&first]), START).await), "one still waits");
     // One that is on its way counts, and so does one of the same batch.
+    let held = house.hold().await;
     let mut coming = std::pin::pin!(append(&*store, ask(3).events(), START));
-    assert!(poll!(coming.as_mut()).is_pending());
+    on_its_way(&*store, coming.as_mut()).await;
     assert!(is_conflict(&append(&*store, with(&[&first, &second]), START).await), "one is on its way");
+    drop(held);
     coming.await.unwrap();
     let third = store.grant(grant_id(3)).await.unwrap().unwrap();
     let mut and_one_more = with(&[&first, &second, &third]);
@@ -138,7 +140,7 @@ pub async fn a_task_is_completed_with_the_last_of_its_grants(house: &dyn House) 
 }
 
 pub async fn open_grants_are_counted_with_what_is_on_its_way(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let below = |pending, open| vec![Expect::OpenBelow { agent: agent(1), pending, open }];
     append_if(&*store, below(1, 1), pending(1).events()).await.unwrap();
     assert!(is_conflict(&append_if(&*store, below(1, 9), pending(2).events()).await), "one is pending");
@@ -156,11 +158,13 @@ pub async fn open_grants_are_counted_with_what_is_on_its_way(house: &dyn House) 
 }
 
 pub async fn freezes_are_compared(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let seen = store.freezes().await.unwrap().epoch;
     append_if(&*store, vec![Expect::FreezeEpoch(seen)], ask(1).events()).await.unwrap();
+    let held = house.hold().await;
     let mut freezing = std::pin::pin!(append(&*store, vec![freeze(7)], START));
-    assert!(poll!(freezing.as_mut()).is_pending());
+    on_its_way(&*store, freezing.as_mut()).await;
+    drop(held);
     let outcome = append_if(&*store, vec![Expect::FreezeEpoch(seen)], ask(2).events()).await;
     assert!(is_conflict(&outcome), "on its way");
     assert_eq!(store.freezes().await.unwrap().holding.len(), 1, "after a conflict it can be read");
@@ -175,7 +179,7 @@ pub async fn freezes_are_compared(house: &dyn House) {
 }
 
 pub async fn one_grant_for_one_idempotency_digest(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let idempotency = Some(Digest::of_bytes(b"key"));
     let twin = |n| Ask { idempotency, ..ask(n) };
     twin(1).on(&*store).await;
@@ -187,11 +191,13 @@ pub async fn one_grant_for_one_idempotency_digest(house: &dyn House) {
 }
 
 pub async fn two_twins_on_their_way(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let idempotency = Some(Digest::of_bytes(b"key"));
     let twin = |n| Ask { idempotency, ..ask(n) };
+    let held = house.hold().await;
     let mut first = std::pin::pin!(append(&*store, twin(1).events(), START));
-    assert!(poll!(first.as_mut()).is_pending());
+    on_its_way(&*store, first.as_mut()).await;
+    drop(held);
     assert!(is_conflict(&append(&*store, twin(2).events(), START).await));
     let known = store.by_idempotency(&Digest::of_bytes(b"key")).await.unwrap();
     assert_eq!(known.map(|g| g.id), Some(grant_id(1)), "after a conflict it can be read");
@@ -199,15 +205,17 @@ pub async fn two_twins_on_their_way(house: &dyn House) {
     // And whoever only asks waits for what is on its way, and is told only what is durable.
     let other = Some(Digest::of_bytes(b"other"));
     let third = Ask { idempotency: other, ..ask(3) };
+    let held = house.hold().await;
     let mut third = std::pin::pin!(append(&*store, third.events(), START));
-    assert!(poll!(third.as_mut()).is_pending());
+    on_its_way(&*store, third.as_mut()).await;
+    drop(held);
     let known = store.by_idempotency(&Digest::of_bytes(b"other")).await.unwrap().unwrap();
     assert_eq!(store.grant(known.id).await.unwrap(), Some(known));
     third.await.unwrap();
 }
 
 pub async fn children_end_with_their_parent(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let parent = ask(1).on(&*store).await;
     let child = |n| Ask { parent: Some(Arc::clone(&parent)), agent: 2, ..ask(n) };
     child(2).on(&*store).await;
@@ -221,9 +229,11 @@ pub async fn children_end_with_their_parent(house: &dyn House) {
     let first = store.head(grant_id(2)).await.unwrap().unwrap();
     // One that came after the list was made, and waits for a vote.
     let second = Ask { approvals: 1, ..child(3) };
+    let held = house.hold().await;
     let mut coming = std::pin::pin!(append(&*store, second.events(), START));
-    assert!(poll!(coming.as_mut()).is_pending());
+    on_its_way(&*store, coming.as_mut()).await;
     assert!(is_conflict(&append(&*store, with_first(&first), START).await), "one is on its way");
+    drop(held);
     coming.await.unwrap();
     end_tree(&*store, 1, START).await;
     assert!(store.open_grants().await.unwrap().is_empty());
@@ -234,7 +244,7 @@ pub async fn children_end_with_their_parent(house: &dyn House) {
 }
 
 pub async fn many_at_once_in_order(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let grant = ask(1).on(&*store).await;
     let callers = (0..16u64).map(|caller| {
         let (store, id) = (Arc::clone(&store), grant.id);
@@ -288,7 +298,7 @@ fn invocation(n: u64) -> crate::core::event::Invocation {
 }
 
 pub async fn limits_of_a_batch(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let impossible = |outcome: Result<_, StoreError>| matches!(outcome, Err(StoreError::Impossible(_)));
     assert!(impossible(append(&*store, Vec::new(), START).await));
     let most = crate::store::BATCH_EVENTS_MAX;
@@ -298,11 +308,11 @@ pub async fn limits_of_a_batch(house: &dyn House) {
 }
 
 pub async fn a_caller_that_goes_away_changes_nothing(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     {
         let urgent = Batch { urgent: true, ..batch(ask(1).events(), START) };
         let mut gone = Box::pin(store.append(urgent));
-        assert!(poll!(gone.as_mut()).is_pending());
+        on_its_way(&*store, gone.as_mut()).await;
     }
     let grant = store.changed(grant_id(1), 0, PATIENCE).await.unwrap().unwrap();
     assert_eq!(store.head(grant.id).await.unwrap(), Some(grant));

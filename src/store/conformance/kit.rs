@@ -3,9 +3,11 @@
 #![allow(dead_code)] // each user has its part
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::poll;
 use serde_json::json;
 
 use crate::core::decide::{self, Command, PolicySaid, decide};
@@ -265,6 +267,18 @@ pub async fn with_leases(store: &dyn Store, ask: Ask, leases: &[u64]) -> Arc<Gra
 pub fn figure(store: &dyn Store, name: &str) -> u64 {
     let found = store.figures().into_iter().find(|(n, _)| *n == name);
     found.unwrap_or_else(|| panic!("no figure {name}")).1
+}
+
+/// Goes on with an append until the store has queued it. To see it on its way, hold the house.
+pub async fn on_its_way<F: Future>(store: &dyn Store, mut coming: Pin<&mut F>) {
+    let before = figure(store, "store_queued");
+    loop {
+        assert!(poll!(coming.as_mut()).is_pending(), "it is through already");
+        if figure(store, "store_queued") > before {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Waits until a condition holds.

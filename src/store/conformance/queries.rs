@@ -33,11 +33,12 @@ fn sorted(mut ids: Vec<GrantId>) -> Vec<GrantId> {
 }
 
 pub async fn the_head_is_ahead_of_what_is_durable(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let parent = ask(1).on(&*store).await;
     let child = Ask { parent: Some(Arc::clone(&parent)), ..ask(2) };
+    let held = house.hold().await;
     let mut coming = std::pin::pin!(append(&*store, child.events(), START));
-    assert!(poll!(coming.as_mut()).is_pending());
+    on_its_way(&*store, coming.as_mut()).await;
     assert!(store.head(grant_id(2)).await.unwrap().is_some());
     assert_eq!(ids(&store.subtree(parent.id).await.unwrap()), some([1, 2]));
     assert_eq!(ids(&store.task_grants(&task_key(1, "task")).await.unwrap()), some([1, 2]));
@@ -50,13 +51,14 @@ pub async fn the_head_is_ahead_of_what_is_durable(house: &dyn House) {
     assert_eq!(store.history(&agent(1)).await.unwrap().unwrap().recent, some([1]));
     assert_eq!(store.held(&agent(1), None, START, Some(grant_id(1))).await.unwrap(), Vec::new());
     assert!(store.events(grant_id(2)).await.unwrap().is_empty());
+    drop(held);
     coming.await.unwrap();
     assert_eq!(sorted(ids(&store.open_grants().await.unwrap())), some([1, 2]));
     assert_eq!(figure(&*store, "store_on_its_way"), 0);
 }
 
 pub async fn waiting_for_a_change(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let grant = pending(1).on(&*store).await;
     // Nothing changes: it takes as long as was said, and gives the grant as it is.
     let started = tokio::time::Instant::now();
@@ -95,7 +97,7 @@ pub async fn waiting_for_a_change(house: &dyn House) {
 }
 
 pub async fn waiters_leave_nothing_behind(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let grant = pending(1).on(&*store).await;
     store.changed(grant.id, grant.version, SHORT).await.unwrap();
     for _ in 0..3 {
@@ -112,7 +114,7 @@ pub async fn waiters_leave_nothing_behind(house: &dyn House) {
 }
 
 pub async fn a_tree_parents_first(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let root = ask(9).on(&*store).await;
     let child = Ask { parent: Some(Arc::clone(&root)), ..ask(5) }.on(&*store).await;
     let other = Ask { parent: Some(Arc::clone(&root)), ..pending(7) }.on(&*store).await;
@@ -129,7 +131,7 @@ pub async fn a_tree_parents_first(house: &dyn House) {
 }
 
 pub async fn grants_of_a_task(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     ask(1).on(&*store).await;
     pending(2).on(&*store).await;
     Ask { task: "other", ..ask(3) }.on(&*store).await;
@@ -147,7 +149,7 @@ pub async fn grants_of_a_task(house: &dyn House) {
 }
 
 pub async fn counts_of_an_agent(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let counts = || async { store.open_counts(&agent(1)).await.unwrap() };
     assert_eq!(counts().await, (0, 0));
     let first = pending(1).on(&*store).await;
@@ -172,7 +174,7 @@ pub async fn counts_of_an_agent(house: &dyn House) {
 }
 
 pub async fn decided_latest_first(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     for n in 1..=4 {
         ask(n).on(&*store).await;
     }
@@ -193,7 +195,7 @@ pub async fn decided_latest_first(house: &dyn House) {
 }
 
 pub async fn known_by_its_idempotency_digest(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let (one, two) = (Digest::of_bytes(b"one"), Digest::of_bytes(b"two"));
     Ask { idempotency: Some(one), ..ask(1) }.on(&*store).await;
     ask(2).on(&*store).await;
@@ -213,7 +215,7 @@ fn held(n: u64, resource: &str, until: Timestamp) -> Held {
 }
 
 pub async fn what_is_held_within_the_window(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let ask_all = |since| {
         let store = Arc::clone(&store);
         async move { store.held(&agent(1), None, since, None).await.unwrap() }
@@ -239,7 +241,7 @@ pub async fn what_is_held_within_the_window(house: &dyn House) {
 }
 
 pub async fn what_the_owners_agents_hold(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let of = |n: u64, agent, owner, resource: &str| Ask {
         agent,
         owner,
@@ -277,7 +279,7 @@ pub async fn what_the_owners_agents_hold(house: &dyn House) {
 }
 
 pub async fn what_only_one_grant_gave(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let two = vec![permission("db"), permission("web")];
     Ask { permissions: two, ..ask(1) }.on(&*store).await;
     Ask { life_secs: 30, ..ask(2) }.on(&*store).await;
@@ -290,7 +292,7 @@ pub async fn what_only_one_grant_gave(house: &dyn House) {
 }
 
 pub async fn three_grants_of_one_permission(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     // The one with the shortest life stays, the others end early: it must not have been forgotten.
     for (n, life_secs) in [(1, 100), (2, 90), (3, 80), (4, 70)] {
         Ask { life_secs, ..ask(n) }.on(&*store).await;
@@ -306,7 +308,7 @@ pub async fn three_grants_of_one_permission(house: &dyn House) {
 }
 
 pub async fn what_a_task_held(house: &dyn House) {
-    let mut store = house.open();
+    let mut store = house.open().await;
     let of =
         |n: u64, task: &'static str, resource: &str| Ask { task, permissions: vec![permission(resource)], ..ask(n) };
     of(1, "one", "db").on(&*store).await;
@@ -327,7 +329,7 @@ pub async fn what_a_task_held(house: &dyn House) {
         archived(&*store).await;
         store.close().await.unwrap();
         drop(store);
-        store = house.open();
+        store = house.open().await;
     }
     // More tasks than are remembered by name: what the earliest held counts for each of them, and is never forgotten.
     for n in 0..=TASKS_MAX as u64 {
@@ -342,7 +344,7 @@ pub async fn what_a_task_held(house: &dyn House) {
 }
 
 pub async fn history_of_an_agent(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     assert_eq!(store.history(&agent(1)).await.unwrap(), None);
     for n in 1..=8 {
         Ask { at: at(n), ..pending(n) }.on(&*store).await;
@@ -369,7 +371,7 @@ pub async fn history_of_an_agent(house: &dyn House) {
 }
 
 pub async fn freezes_that_hold(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let freeze = |id, selector| Event::Frozen { id, selector, by: person("eve"), reason: "enough".into() };
     append(&*store, vec![freeze(9, Selector::All), freeze(3, Selector::Agent(agent(1)))], START).await.unwrap();
     let now = store.freezes().await.unwrap();
@@ -382,7 +384,7 @@ pub async fn freezes_that_hold(house: &dyn House) {
 }
 
 pub async fn leases_by_name(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let named = |name: &'static str| {
         let store = Arc::clone(&store);
         async move { store.lease_named(name).await.unwrap() }
@@ -390,9 +392,11 @@ pub async fn leases_by_name(house: &dyn House) {
     let grant = ask(1).on(&*store).await;
     assert_eq!(named("cs_1").await, None);
     let intended = events_of(&grant, &intend(&grant, &[1], START), START);
+    let held = house.hold().await;
     let mut coming = std::pin::pin!(append(&*store, intended, START));
-    assert!(poll!(coming.as_mut()).is_pending());
+    on_its_way(&*store, coming.as_mut()).await;
     assert_eq!(named("cs_1").await, Some((grant.id, lease_id(1))), "a sweep must not take it for an orphan");
+    drop(held);
     coming.await.unwrap();
     assert_eq!(named("cs_1").await, Some((grant.id, lease_id(1))));
     command(&*store, grant.id, &live(1), START).await;
@@ -403,7 +407,7 @@ pub async fn leases_by_name(house: &dyn House) {
 }
 
 pub async fn events_of_a_grant(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     assert!(store.events(grant_id(1)).await.unwrap().is_empty());
     let asked = Ask { at: at(1), ..ask(1) };
     asked.on(&*store).await;
@@ -418,7 +422,7 @@ pub async fn events_of_a_grant(house: &dyn House) {
 }
 
 pub async fn figures_and_the_last_run(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     assert_eq!(store.last_run().await.unwrap(), (None, Timestamp(0)));
     let run = BrokerEvent::RunStarted {
         version: "1".into(),
@@ -438,7 +442,7 @@ pub async fn figures_and_the_last_run(house: &dyn House) {
     append(&*store, vec![Event::Broker { what: BrokerEvent::RunEnded }], at(8)).await.unwrap();
     store.close().await.unwrap();
     drop(store);
-    let store = house.open();
+    let store = house.open().await;
     assert_eq!(store.last_run().await.unwrap(), (Some(run), at(8)));
     assert_eq!(figure(&*store, "grants_open"), 1);
     let _ = command(&*store, grant_id(2), &Command::Finish { cause: EndCause::AgentLost }, at(9)).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::House;
 use super::kit::*;
 use crate::core::decide::Command;
+use crate::core::event::EndCause;
 use crate::core::id::Timestamp;
 use crate::store::{Job, Store};
 
@@ -26,7 +27,7 @@ fn two() -> Vec<crate::core::permission::Permission> {
 }
 
 pub async fn due_in_order_and_once(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     for (n, life_secs) in [(1, 30), (2, 10), (3, 20), (4, 40)] {
         Ask { life_secs, ..ask(n) }.on(&*store).await;
     }
@@ -37,7 +38,7 @@ pub async fn due_in_order_and_once(house: &dyn House) {
     // Also after a start: nothing is out then.
     store.close().await.unwrap();
     drop(store);
-    let store = house.open();
+    let store = house.open().await;
     assert_eq!(claim(&*store, at(30)).await, [deadline(2), deadline(3), deadline(1)]);
     // One that waits for votes is due when nobody decided.
     pending(5).on(&*store).await;
@@ -46,18 +47,21 @@ pub async fn due_in_order_and_once(house: &dyn House) {
 }
 
 pub async fn a_claim_comes_back(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     Ask { life_secs: 10, ..ask(1) }.on(&*store).await;
     assert_eq!(claim(&*store, at(10)).await, [deadline(1)]);
+    house.passes(Duration::from_millis(119_999)).await;
     assert!(claim(&*store, at(10).plus_ms(119_999)).await.is_empty());
+    house.passes(Duration::from_millis(1)).await;
     assert_eq!(claim(&*store, at(130)).await, [deadline(1)], "nobody settled it");
+    house.passes(Duration::from_secs(10)).await;
     assert!(claim(&*store, at(140)).await.is_empty());
     store.release(deadline(1)).await;
     assert_eq!(claim(&*store, at(140)).await, [deadline(1)], "given back");
 }
 
 pub async fn a_claim_is_void_after_an_event(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let grant = with_leases(&*store, ask(1), &[1]).await;
     assert!(claim(&*store, at(59)).await.is_empty(), "a live lease is not due");
     end(&*store, 1, at(20)).await;
@@ -88,7 +92,7 @@ fn report() -> Command {
 }
 
 pub async fn other_leases_keep_their_claims(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let grant = with_leases(&*store, Ask { permissions: two(), ..ask(1) }, &[1, 2]).await;
     end(&*store, 1, at(20)).await;
     assert_eq!(claim(&*store, at(20)).await, [lease(1, 1), lease(1, 2)]);
@@ -105,8 +109,33 @@ pub async fn other_leases_keep_their_claims(house: &dyn House) {
     assert_eq!(claim(&*store, at(30)).await, [lease(2, 3)]);
 }
 
+pub async fn what_was_frozen_goes_first(house: &dyn House) {
+    let store = house.open().await;
+    for n in 1..=6 {
+        with_leases(&*store, ask(n), &[n]).await;
+    }
+    let over = |n, cause| {
+        let store = std::sync::Arc::clone(&store);
+        async move { command(&*store, grant_id(n), &Command::Finish { cause }, at(10 + n)).await }
+    };
+    for n in 1..=3 {
+        over(n, EndCause::Completed).await;
+    }
+    over(4, EndCause::AgentLost).await;
+    over(5, EndCause::Frozen { id: 1 }).await;
+    // 6 is due by its deadline, later than all of them.
+    let deadline_of_6 = store.grant(grant_id(6)).await.unwrap().unwrap().ends_at().unwrap();
+    let first = store.claim(deadline_of_6, LEASE, 4).await.unwrap();
+    assert_eq!(first, [lease(5, 5), lease(4, 4), deadline(6), lease(1, 1)]);
+    // What is given back keeps its place among its like.
+    assert_eq!(claim(&*store, deadline_of_6).await, [lease(2, 2), lease(3, 3)]);
+    store.release(lease(2, 2)).await;
+    store.release(lease(5, 5)).await;
+    assert_eq!(claim(&*store, deadline_of_6).await, [lease(5, 5), lease(2, 2)]);
+}
+
 pub async fn waiting_for_what_is_due(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     let waited = |now, wait| {
         let store = std::sync::Arc::clone(&store);
         async move {
@@ -147,7 +176,7 @@ pub async fn waiting_for_what_is_due(house: &dyn House) {
 }
 
 pub async fn giving_back_what_is_not_claimed(house: &dyn House) {
-    let store = house.open();
+    let store = house.open().await;
     Ask { life_secs: 10, ..ask(1) }.on(&*store).await;
     store.release(deadline(1)).await;
     store.release(deadline(9)).await;

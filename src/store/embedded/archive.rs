@@ -5,6 +5,7 @@
 mod slot;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use sled::{Batch, Db};
 use crate::core::digest::Digest;
 use crate::core::event::BrokerEvent;
 use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
+use crate::failpoint::{self, Point};
 use crate::store::engine::{Archive, Snapshot, over_at};
 use crate::store::holdings::Holding;
 use crate::store::view::{KnownAgent, Rest, Stored, View};
@@ -116,6 +118,11 @@ fn agent_key(agent: &AgentId) -> Vec<u8> {
     key(prefix::AGENT, Digest::of_bytes(agent.as_str().as_bytes()).as_bytes())
 }
 
+/// So long a start waits for an earlier instance in this process to let go of the view.
+const HELD_MAX: Duration = Duration::from_secs(5);
+/// And looks again after this.
+const HELD_PAUSE: Duration = Duration::from_millis(20);
+
 fn grant_key(id: GrantId) -> Vec<u8> {
     key(prefix::GRANT, id.as_bytes())
 }
@@ -175,9 +182,17 @@ impl SledArchive {
     /// The last value says why it must be rebuilt all the same.
     #[allow(clippy::type_complexity)] // once
     fn read(dir: &Path) -> Result<(Self, View, Position, Option<String>), Unusable> {
-        let db = open_db(dir).map_err(|error| {
-            // Another instance in this very process: the data folder's own lock keeps others out.
-            if error.contains("could not acquire lock") {
+        let is_held = |error: &String| error.contains("could not acquire lock");
+        // Another instance in this very process: the data folder's own lock keeps others out. When it was dropped, threads
+        // of sled's own may have it for a moment longer.
+        let patience = Instant::now() + HELD_MAX;
+        let mut opened = open_db(dir);
+        while opened.as_ref().is_err_and(is_held) && Instant::now() < patience {
+            std::thread::sleep(HELD_PAUSE);
+            opened = open_db(dir);
+        }
+        let db = opened.map_err(|error| {
+            if is_held(&error) {
                 Unusable::Refused(unreadable(format!("{error}: it is still open in this process")))
             } else {
                 Unusable::Damaged(format!("{VIEW} could not be opened ({error})"))
@@ -303,6 +318,7 @@ fn write(db: &Db, snapshot: &Snapshot) -> Result<(), Trouble> {
         to.put(key(prefix::OPEN, grant.id.as_bytes()), (!is_final).then(Vec::new))?;
     }
     to.apply()?;
+    failpoint::last(Point::ArchivePart, || _ = db.flush());
     let meta = Meta {
         form: FORM,
         seq: snapshot.seq,

@@ -115,14 +115,15 @@ impl Log for JournalLog {
         self.journal.poisoned().map(StoreError::from)
     }
 
-    fn recover(&self) -> Result<(), StoreError> {
-        if self.journal.poisoned().is_some() {
-            futures::executor::block_on(self.journal.reopen())?;
+    fn recover(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async {
+            if let Some(why) = self.journal.poisoned() {
+                self.journal.reopen().await?;
+                tracing::warn!(%why, "the journal had stopped; it was verified anew and is written again");
+            }
+            self.stopped().map_or(Ok(()), Err)
         }
-        match self.stopped() {
-            Some(why) => Err(why),
-            None => Ok(()),
-        }
+        .boxed()
     }
 
     fn figures(&self) -> Vec<(&'static str, u64)> {
@@ -137,9 +138,12 @@ impl Log for JournalLog {
         ]
     }
 
-    fn close(&self) -> Result<(), StoreError> {
-        let closed = futures::executor::block_on(self.journal.close());
-        *self.lock.lock() = None;
-        Ok(closed?)
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async {
+            let closed = self.journal.close().await;
+            *self.lock.lock() = None;
+            Ok(closed?)
+        }
+        .boxed()
     }
 }

@@ -1,8 +1,11 @@
 //! The embedded store: the journal as the truth, the engine in memory, sled as the view that can be rebuilt.
 
 pub mod archive;
+pub mod backup;
 pub mod journal;
 mod log;
+mod replay;
+pub mod restore;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,23 +16,20 @@ use rustix::fs::{FlockOperation, flock};
 use crate::audit::disk::{RealDisk, make_dir};
 use crate::audit::merkle::Hash;
 use crate::audit::note::{Signer, Verifier};
-use crate::core::event::{Event, GrantEvent};
+use crate::runtime::Runtime;
 use crate::time::Clock;
 
 use self::archive::{Found, Position, SledArchive};
-use self::journal::{Acknowledged, Cut, Opened, Options};
+use self::journal::{Acknowledged, Cut, Options};
 use super::StoreError;
-use super::engine::{Archive, Engine, Keeper, read_record};
-use super::view::{Changed, View};
+use super::engine::Engine;
+use super::view::View;
 
 pub use self::log::JournalLog;
+pub use self::replay::{REPLAY_CHUNK, replay};
 
 /// The embedded store.
 pub type EmbeddedStore = Engine<JournalLog, SledArchive>;
-
-/// So many records are replayed before what they changed is given to the archive: a journal of any length is
-/// replayed in bounded memory.
-pub const REPLAY_CHUNK: usize = 8192;
 
 /// Why the store can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +79,7 @@ pub fn journal_dir(data_dir: &Path) -> PathBuf {
 /// Opens the store in `data_dir`, made if need be. Blocks while it verifies. Needs a running runtime.
 pub fn open(
     data_dir: &Path,
-    clock: Arc<dyn Clock>,
+    runtime: Arc<dyn Runtime>,
     signer: Option<Signer>,
     earlier_keys: Vec<Verifier>,
 ) -> Result<(EmbeddedStore, Report), OpenError> {
@@ -91,7 +91,9 @@ pub fn open(
         view_leaf: (position.seq > 0).then_some(Hash(position.leaf)),
         checkpoints: Vec::new(),
     };
-    let options = Options { signer, earlier_keys, ..Options::default() };
+    let segment_bytes = crate::failpoint::segment_bytes().unwrap_or(Options::default().segment_bytes);
+    let options = Options { segment_bytes, signer, earlier_keys, ..Options::default() };
+    let clock: Arc<dyn Clock> = runtime.clone();
     let (log, opened) = JournalLog::open(journal_dir(data_dir), options, clock, &known, lock)?;
     let mut replayed = replay(&log, &archive, &mut view, position, &opened);
     if let Err(OpenError::Store(error)) = &replayed {
@@ -104,7 +106,7 @@ pub fn open(
     }
     let (keeper, replayed) = replayed?;
     let report = Report { records: opened.last_seq, replayed, rebuilt, cut: opened.cut };
-    Ok((Engine::start(log, archive, view, keeper), report))
+    Ok((Engine::start(runtime, log, archive, view, keeper), report))
 }
 
 fn lock(data_dir: &Path) -> Result<File, OpenError> {
@@ -120,53 +122,4 @@ fn lock(data_dir: &Path) -> Result<File, OpenError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(data_dir.display().to_string())),
         Err(error) => Err(io(&path)(error.into())),
     }
-}
-
-/// Brings a view from where it stands to the journal's end. Returns how many records that took.
-pub fn replay<A: Archive>(
-    log: &JournalLog,
-    archive: &A,
-    view: &mut View,
-    from: Position,
-    opened: &Opened,
-) -> Result<(Keeper, u64), OpenError> {
-    let mut keeper = Keeper::at(from.seq, from.leaf);
-    if opened.last_seq <= from.seq {
-        return Ok((keeper, 0));
-    }
-    let mut records = log.records(from.seq + 1)?;
-    let (mut replayed, mut changed) = (0, Changed::default());
-    while let Some(record) = records.next_record()? {
-        let (seq, leaf, left) = (record.meta.seq, record.leaf.0, record.meta.batch_left);
-        let read = read_record(seq, record.payload)?;
-        lend(archive, view, &read.event)?;
-        view.replay(seq, read.at, &read.event, &mut changed)?;
-        replayed += 1;
-        keeper.note(&mut changed, seq, leaf);
-        if left == 0 && keeper.waiting() >= REPLAY_CHUNK {
-            keeper.keep_all(view, archive)?;
-        }
-    }
-    Ok((keeper, replayed))
-}
-
-/// Brings back into memory what an event is about, if it was archived.
-fn lend<A: Archive>(archive: &A, view: &mut View, event: &Event) -> Result<(), StoreError> {
-    let Event::Grant { id, what, .. } = event else { return Ok(()) };
-    if view.get(*id).is_none()
-        && let Some(stored) = archive.grant(*id)?
-    {
-        view.restore_grant(stored);
-    }
-    let agent = match &**what {
-        GrantEvent::Requested { request } => Some(&request.agent.id),
-        GrantEvent::Activated { .. } => view.get(*id).map(|s| &s.grant.request.agent.id),
-        _ => None,
-    };
-    if let Some(agent) = agent.filter(|a| view.agent(a).is_none()).cloned()
-        && let Some(known) = archive.agent(&agent)?
-    {
-        view.restore_agent(agent, known);
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The trait, over head, view, log and archive. See `mod.rs` for how they belong together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,25 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::head::No;
-use super::{Archive, Engine, Inner, Log, Record, closed, over_at, read_record, seams};
+use super::{Archive, Engine, Log, Record, closed, over_at, read_record, seams};
 use crate::core::digest::Digest;
 use crate::core::event::BrokerEvent;
 use crate::core::grant::Grant;
 use crate::core::id::{AgentId, GrantId, LeaseId, PersonId, TaskKey, Timestamp};
+use crate::core::lease::LeaseState;
 use crate::core::permission::Permission;
+use crate::runtime::{blocking, within};
 use crate::store::{AgentHistory, Appended, BATCH_EVENTS_MAX, Batch, Freezes, Held, Job, Recorded, Store, StoreError};
-
-impl Inner {
-    /// A grant in memory, as the head has it.
-    fn standing(&self, id: GrantId) -> Option<&Arc<Grant>> {
-        self.head.get(id).or_else(|| self.view.get(id).map(|s| &s.grant))
-    }
-
-    /// Open grants among these, as the head has them.
-    fn open_among(&self, ids: BTreeSet<GrantId>) -> impl Iterator<Item = Arc<Grant>> {
-        ids.into_iter().filter_map(|id| self.standing(id)).filter(|g| !g.state.is_final()).cloned()
-    }
-}
 
 #[async_trait]
 impl<L: Log, A: Archive> Store for Engine<L, A> {
@@ -64,51 +54,35 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
     }
 
     async fn changed(&self, id: GrantId, version: u64, wait: Duration) -> Result<Option<Arc<Grant>>, StoreError> {
-        let deadline = tokio::time::Instant::now() + wait;
+        let mut limit = std::pin::pin!(self.shared.runtime.sleep(wait));
         let watcher = self.shared.watchers.watch(id);
         loop {
             let notified = watcher.notified();
             tokio::pin!(notified);
             notified.as_mut().enable(); // before looking, so no change is missed
             let grant = self.grant(id).await?;
-            if grant.as_ref().map_or(0, |g| g.version) != version
-                || tokio::time::timeout_at(deadline, notified).await.is_err()
-            {
+            if grant.as_ref().map_or(0, |g| g.version) != version {
                 return Ok(grant);
+            }
+            tokio::select! {
+                biased;
+                () = notified => {}
+                () = &mut limit => return Ok(grant),
             }
         }
     }
 
     async fn subtree(&self, id: GrantId) -> Result<Vec<Arc<Grant>>, StoreError> {
         let root = self.head_of(id)?;
-        let inner = self.shared.inner.lock();
-        // What is below is open, so it is in memory; the root may have changed since it was looked up.
-        let root = inner.head.get(id).or_else(|| inner.view.get(id).map(|s| &s.grant)).cloned().or(root);
-        let mut out: Vec<Arc<Grant>> = root.into_iter().collect();
-        let mut seen: BTreeSet<GrantId> = BTreeSet::from([id]);
-        let mut next = 0;
-        while let Some(parent) = out.get(next).map(|g| g.id) {
-            next += 1;
-            let children = inner.children(parent).into_iter().filter(|c| seen.insert(*c)).collect();
-            out.extend(inner.open_among(children));
-        }
-        Ok(out)
+        Ok(self.shared.inner.lock().subtree(id, root))
     }
 
     async fn task_grants(&self, task: &TaskKey) -> Result<Vec<Arc<Grant>>, StoreError> {
-        let inner = self.shared.inner.lock();
-        let coming = inner.head.grants().filter(|g| crate::store::view::task_key(g) == *task).map(|g| g.id);
-        let ids = inner.view.of_task(task).chain(coming).collect();
-        Ok(inner.open_among(ids).collect())
+        Ok(self.shared.inner.lock().task_grants(task))
     }
 
     async fn task_links(&self, task: &TaskKey) -> Result<Vec<GrantId>, StoreError> {
-        let inner = self.shared.inner.lock();
-        let of_task = |id: &GrantId| inner.standing(*id).is_some_and(|g| crate::store::view::task_key(g) == *task);
-        let coming = inner.head.grants().filter_map(|g| Some((g.id, g.request.parent?)));
-        let coming = coming.flat_map(|(child, parent)| [child, parent]).filter(of_task);
-        let links: BTreeSet<GrantId> = inner.view.links(task).chain(coming).collect();
-        Ok(links.into_iter().collect())
+        Ok(self.shared.inner.lock().task_links(task))
     }
 
     async fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError> {
@@ -188,18 +162,13 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
     }
 
     async fn lease_named(&self, name: &str) -> Result<Option<(GrantId, LeaseId)>, StoreError> {
-        let inner = self.shared.inner.lock();
-        if let Some(found) = inner.view.lease_named(name) {
-            return Ok(Some(found));
-        }
-        let named = |g: &Arc<Grant>| g.open_leases().find(|l| l.intent.name == name).map(|l| (g.id, l.intent.lease));
-        Ok(inner.head.grants().find_map(named))
+        Ok(self.shared.inner.lock().lease_named(name))
     }
 
     async fn events(&self, id: GrantId) -> Result<Vec<Recorded>, StoreError> {
         let in_memory = self.shared.inner.lock().view.get(id).map(|s| s.seqs.clone());
         let shared = Arc::clone(&self.shared);
-        let records = tokio::task::spawn_blocking(move || {
+        let records = blocking(self.shared.runtime.as_ref(), move || {
             let seqs = match in_memory {
                 Some(seqs) => seqs,
                 None => shared.archive.grant(id)?.map(|s| s.seqs).unwrap_or_default(),
@@ -235,8 +204,17 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
         let wait = next.map_or(wait, |at| wait.min(Duration::from_millis(at.ms_since(now))));
         if !wait.is_zero() {
             // Either something changed or the moment has come: the caller looks in any case.
-            let _ = tokio::time::timeout(wait, self.shared.due.notified()).await;
+            let _ = within(self.shared.runtime.as_ref(), wait, self.shared.due.notified()).await;
         }
+    }
+
+    async fn abandoned(&self) -> Result<Vec<(GrantId, LeaseId)>, StoreError> {
+        let inner = self.shared.inner.lock();
+        let is_left = |(grant, lease): &&(GrantId, LeaseId)| {
+            let lease = inner.standing(*grant).and_then(|g| g.leases.get(lease));
+            lease.is_some_and(|l| matches!(l.state, LeaseState::Intended))
+        };
+        Ok(self.left.iter().filter(is_left).copied().collect())
     }
 
     async fn recover(&self) -> Result<(), StoreError> {
@@ -247,10 +225,7 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
         if self.shared.log.stopped().is_none() {
             return Ok(());
         }
-        let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || shared.log.recover())
-            .await
-            .map_err(|e| StoreError::Unavailable(e.to_string()))?
+        self.shared.log.recover().await
     }
 
     fn is_writable(&self) -> bool {
@@ -265,6 +240,7 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
         let inner = self.shared.inner.lock();
         figures.extend([
             ("store_on_its_way", inner.head.len() as u64),
+            ("store_queued", inner.queued),
             ("grants_open", inner.view.open_len() as u64),
             ("grants_final_in_memory", inner.view.finals().count() as u64),
             ("agents_in_memory", inner.view.agents_len() as u64),
@@ -289,13 +265,9 @@ impl<L: Log, A: Archive> Store for Engine<L, A> {
             let _ = task.await;
         }
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || {
-            // What the view lacks is replayed at the next start: the journal's good end comes first.
-            let kept = shared.keep(true);
-            shared.log.close()?;
-            kept
-        })
-        .await
-        .map_err(|e| StoreError::Unavailable(e.to_string()))?
+        // What the view lacks is replayed at the next start: it keeps nobody from the journal's good end.
+        let kept = blocking(self.shared.runtime.as_ref(), move || shared.keep(true)).await;
+        self.shared.log.close().await?;
+        kept.map_err(|e| StoreError::Unavailable(e.to_string()))?
     }
 }

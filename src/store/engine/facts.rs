@@ -13,25 +13,25 @@ use crate::store::{Batch, Expect, StoreError};
 
 /// What needn't be asked.
 #[derive(Debug, Default)]
-pub(super) struct InMemory {
-    pub(super) grants: HashSet<GrantId>,
-    pub(super) agents: HashSet<AgentId>,
+pub(in crate::store) struct InMemory {
+    pub(in crate::store) grants: HashSet<GrantId>,
+    pub(in crate::store) agents: HashSet<AgentId>,
 }
 
 /// What the archive says about a batch.
 #[derive(Debug, Default)]
-pub(super) struct Facts {
+pub(in crate::store) struct Facts {
     /// How often something had left memory for the archive when it was asked.
-    pub(super) evictions: u64,
+    pub(in crate::store) evictions: u64,
     grants: HashMap<GrantId, Arc<Grant>>,
     completed: HashSet<TaskKey>,
     twins: HashSet<Digest>,
-    pub(super) agents: Vec<(AgentId, KnownAgent)>,
+    pub(in crate::store) agents: Vec<(AgentId, KnownAgent)>,
 }
 
 impl Facts {
     /// Asks the archive what isn't in memory.
-    pub(super) fn of<A: Archive>(
+    pub(in crate::store) fn of<A: Archive>(
         batch: &Batch,
         archive: &A,
         evictions: u64,
@@ -80,13 +80,13 @@ impl Facts {
         Ok(())
     }
 
-    pub(super) fn grant(&self, id: GrantId) -> Option<Arc<Grant>> {
+    pub(in crate::store) fn grant(&self, id: GrantId) -> Option<Arc<Grant>> {
         self.grants.get(&id).cloned()
     }
-    pub(super) fn is_completed(&self, task: &TaskKey) -> bool {
+    pub(in crate::store) fn is_completed(&self, task: &TaskKey) -> bool {
         self.completed.contains(task)
     }
-    pub(super) fn has_twin(&self, digest: &Digest) -> bool {
+    pub(in crate::store) fn has_twin(&self, digest: &Digest) -> bool {
         self.twins.contains(digest)
     }
 }

@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ARCHIVE_EVERY, Archive, Inner, Log, Shared, Snapshot};
 use crate::core::id::{GrantId, TaskKey, Timestamp};
+use crate::failpoint::{self, Point};
+use crate::runtime::blocking;
 use crate::store::StoreError;
 use crate::store::view::{Changed, View};
 
@@ -37,9 +39,10 @@ impl Keeper {
     /// The view has gone on to there.
     pub fn note(&mut self, changed: &mut Changed, seq: u64, leaf: [u8; 32]) {
         self.changed.grants.extend(changed.grants.iter().copied());
-        self.changed.tasks.append(&mut changed.tasks);
-        self.changed.holdings.append(&mut changed.holdings);
-        self.changed.agents.append(&mut changed.agents);
+        // Not `append`, which goes through all that is there.
+        self.changed.tasks.extend(std::mem::take(&mut changed.tasks));
+        self.changed.holdings.extend(std::mem::take(&mut changed.holdings));
+        self.changed.agents.extend(std::mem::take(&mut changed.agents));
         self.seq = seq;
         self.leaf = leaf;
     }
@@ -107,36 +110,47 @@ impl Keeper {
 
     /// Keeps what a replay has brought, and takes out of memory what can go. For a start, before anybody else looks.
     pub fn keep_all<A: Archive>(&mut self, view: &mut View, archive: &A) -> Result<(), StoreError> {
-        let Some(snapshot) = self.snapshot(view, true) else { return Ok(()) };
+        let Some(snapshot) = self.lacking(view) else { return Ok(()) };
         archive.keep(&snapshot)?;
-        self.kept_seq = snapshot.seq;
-        let kept = Kept::of(snapshot);
+        self.forget(view, &Kept::of(snapshot));
+        Ok(())
+    }
+
+    /// What a replay has brought that the archive lacks: to be kept while the replay goes on.
+    pub fn lacking(&mut self, view: &mut View) -> Option<Snapshot> {
+        self.snapshot(view, true)
+    }
+
+    /// Takes out of memory what is kept by now, and hasn't changed since.
+    pub fn forget(&mut self, view: &mut View, kept: &Kept) {
+        self.kept_seq = kept.seq;
         for id in &kept.finals {
-            view.evict(*id);
+            view.evict(*id); // nothing happens any more to what is final
         }
         view.forget_tasks(&kept.tasks);
-        for agent in &kept.agents {
+        for agent in kept.agents.iter().filter(|agent| !self.changed.agents.contains(*agent)) {
             view.forget_agent(agent);
         }
-        Ok(())
     }
 }
 
 /// What may leave memory once a snapshot is kept.
-struct Kept {
+pub struct Kept {
+    seq: u64,
     finals: Vec<GrantId>,
     tasks: Vec<TaskKey>,
     agents: BTreeSet<crate::core::id::AgentId>,
 }
 
 impl Kept {
-    fn of(snapshot: Snapshot) -> Self {
+    /// Of a snapshot that is kept.
+    pub fn of(snapshot: Snapshot) -> Self {
         let is_final = |s: &&crate::store::view::Stored| s.grant.state.is_final();
         let finals: Vec<_> = snapshot.grants.iter().filter(is_final).collect();
         // An agent is looked at when its history was kept, and again when a grant of it is over.
         let mut agents: BTreeSet<_> = finals.iter().map(|s| s.grant.request.agent.id.clone()).collect();
         agents.extend(snapshot.agents.iter().map(|(agent, _)| agent.clone()));
-        Self { finals: finals.iter().map(|s| s.grant.id).collect(), tasks: snapshot.tasks, agents }
+        Self { seq: snapshot.seq, finals: finals.iter().map(|s| s.grant.id).collect(), tasks: snapshot.tasks, agents }
     }
 }
 
@@ -145,16 +159,18 @@ pub(super) async fn run<L: Log, A: Archive>(shared: Arc<Shared<L, A>>, stop: Can
     let mut is_behind = false;
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = shared.dirty.notified(), if !is_behind => {}
             () = std::future::ready(()), if is_behind => {}
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(ARCHIVE_EVERY) => {}
+            () = shared.runtime.sleep(ARCHIVE_EVERY) => {}
         }
         let keeping = Arc::clone(&shared);
-        let kept = tokio::task::spawn_blocking(move || keeping.keep(false)).await;
+        let kept = blocking(shared.runtime.as_ref(), move || keeping.keep(false)).await;
         // The archive is a cache: what it could not keep stays in memory and is tried again.
         is_behind = !matches!(kept, Ok(Ok(())));
         if is_behind {
@@ -171,10 +187,12 @@ impl<L: Log, A: Archive> Shared<L, A> {
             inner.keeper.snapshot(&mut inner.view, whole)
         };
         let Some(snapshot) = snapshot else { return Ok(()) };
+        failpoint::at(Point::ArchiveKeep);
         if let Err(error) = self.archive.keep(&snapshot) {
             self.inner.lock().keeper.take_back(snapshot);
             return Err(error);
         }
+        failpoint::at(Point::ArchiveKept);
         let seq = snapshot.seq;
         let kept = Kept::of(snapshot);
         self.inner.lock().keeper.kept_seq = seq;
@@ -199,6 +217,7 @@ impl<L: Log, A: Archive> Shared<L, A> {
                 inner.forget_agent(agent);
             }
         }
+        failpoint::at(Point::ArchiveEvicted);
         Ok(())
     }
 }

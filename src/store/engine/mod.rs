@@ -5,34 +5,38 @@
 //! anybody saw: what it put on the head is taken out again (guarantees 2 and 8).
 
 mod api;
-mod facts;
-mod head;
+mod ask;
+pub(super) mod facts;
+pub(super) mod head;
 mod keeper;
 mod publisher;
 mod seams;
-mod watchers;
+pub(super) mod watchers;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::view::{Changed, View};
 use super::{Appended, Batch, StoreError};
 use crate::core::event::BrokerEvent;
 use crate::core::grant::Grant;
-use crate::core::id::{GrantId, Timestamp};
+use crate::core::id::{GrantId, LeaseId, Timestamp};
+use crate::core::lease::LeaseState;
+use crate::failpoint::{self, Point};
+use crate::runtime::{Runtime, Task, start};
 
 use facts::Facts;
 use head::{Head, No};
 use publisher::InFlight;
 use watchers::Watchers;
 
-pub use keeper::Keeper;
+pub use keeper::{Keeper, Kept};
+pub(super) use seams::write_record;
 pub use seams::{Archive, Log, Receipt, Record, Snapshot, read_record};
 
 /// What changed is given to the archive at most this late.
@@ -40,25 +44,28 @@ const ARCHIVE_EVERY: Duration = Duration::from_millis(500);
 
 /// What the lock guards.
 #[derive(Debug)]
-struct Inner {
-    view: View,
-    head: Head,
+pub(super) struct Inner {
+    pub(super) view: View,
+    pub(super) head: Head,
     keeper: Keeper,
     /// Batches that were queued.
-    queued: u64,
-    is_closed: bool,
+    pub(super) queued: u64,
+    pub(super) is_closed: bool,
 }
 
 /// The parts that the engine's own tasks need too.
 struct Shared<L: Log, A: Archive> {
+    runtime: Arc<dyn Runtime>,
     log: L,
     archive: A,
     inner: Mutex<Inner>,
     watchers: Watchers,
     due: Notify,
     dirty: Notify,
-    /// Batches that were answered.
-    answered: watch::Sender<u64>,
+    /// Batches that were answered, and who waits for more of them. (A `watch` would wake its waiters in an order that it
+    /// draws: a simulation could not be repeated.)
+    answered: AtomicU64,
+    was_answered: Notify,
 }
 
 /// The store of one process, around a log and an archive.
@@ -66,8 +73,10 @@ pub struct Engine<L: Log, A: Archive> {
     shared: Arc<Shared<L, A>>,
     /// As it was when the store was opened.
     last_run: (Option<BrokerEvent>, Timestamp),
+    /// Leases that were intended then.
+    left: Vec<(GrantId, LeaseId)>,
     queue: Mutex<Option<mpsc::UnboundedSender<InFlight>>>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<Task<()>>>,
     stop_archiving: CancellationToken,
     recovering: tokio::sync::Mutex<()>,
     conflicts: AtomicU64,
@@ -75,26 +84,33 @@ pub struct Engine<L: Log, A: Archive> {
 
 impl<L: Log, A: Archive> Engine<L, A> {
     /// Starts the store on a view that is already what the log says. `keeper` knows what of it the archive lacks.
-    /// Needs a running runtime.
-    pub fn start(log: L, archive: A, view: View, keeper: Keeper) -> Self {
+    pub fn start(runtime: Arc<dyn Runtime>, log: L, archive: A, view: View, keeper: Keeper) -> Self {
         let (queue, rx) = mpsc::unbounded_channel();
         let last_run = view.last_run();
-        let inner = Inner { view, head: Head::default(), keeper, queued: 0, is_closed: false };
+        let intended = |g: &Arc<Grant>| {
+            let leases = g.leases.values().filter(|l| matches!(l.state, LeaseState::Intended));
+            leases.map(|l| (g.id, l.intent.lease)).collect::<Vec<_>>()
+        };
+        let left = view.open().flat_map(intended).collect();
+        let inner = Inner { keeper, ..Inner::on(view) };
         let shared = Arc::new(Shared {
+            runtime: Arc::clone(&runtime),
             log,
             archive,
             inner: Mutex::new(inner),
             watchers: Watchers::default(),
             due: Notify::new(),
             dirty: Notify::new(),
-            answered: watch::Sender::new(0),
+            answered: AtomicU64::new(0),
+            was_answered: Notify::new(),
         });
         let stop_archiving = CancellationToken::new();
-        let publisher = tokio::spawn(publisher::run(Arc::clone(&shared), rx));
-        let archiver = tokio::spawn(keeper::run(Arc::clone(&shared), stop_archiving.clone()));
+        let publisher = start(runtime.as_ref(), publisher::run(Arc::clone(&shared), rx));
+        let archiver = start(runtime.as_ref(), keeper::run(Arc::clone(&shared), stop_archiving.clone()));
         Self {
             shared,
             last_run,
+            left,
             queue: Mutex::new(Some(queue)),
             tasks: Mutex::new(vec![publisher, archiver]),
             stop_archiving,
@@ -129,8 +145,10 @@ impl<L: Log, A: Archive> Engine<L, A> {
         let generation = shared.log.generation();
         let (after, rests_on) = inner.check(&batch, &facts)?;
         // Too many rather than too few: what is on its way may be in the view already.
+        failpoint::at(Point::AppendChecked);
         let open = inner.view.open_len() + inner.head.len() + after.len();
         let receipt = shared.log.enqueue(payloads, batch.urgent, rests_on, open)?;
+        failpoint::at(Point::AppendQueued);
         let inner = &mut *inner;
         for (agent, known) in facts.agents {
             inner.view.restore_agent(agent, known);
@@ -149,9 +167,14 @@ impl<L: Log, A: Archive> Engine<L, A> {
     /// Waits until everything that is on its way now is answered.
     async fn settled(&self) {
         let target = self.shared.inner.lock().queued;
-        let mut answered = self.shared.answered.subscribe();
-        // The sender is in `shared`, which `self` holds.
-        let _ = answered.wait_for(|n| *n >= target).await;
+        loop {
+            let mut more = std::pin::pin!(self.shared.was_answered.notified());
+            more.as_mut().enable(); // before looking, so that none is missed
+            if self.shared.answered.load(Ordering::Acquire) >= target {
+                return;
+            }
+            more.await;
+        }
     }
 
     /// The grant as the head has it.
@@ -176,8 +199,13 @@ impl<L: Log, A: Archive> Drop for Engine<L, A> {
 }
 
 impl Inner {
+    /// On a view that is what the log says.
+    pub(super) fn on(view: View) -> Self {
+        Self { view, head: Head::default(), keeper: Keeper::default(), queued: 0, is_closed: false }
+    }
+
     /// What of a batch needn't be asked of the archive, and as of when.
-    fn in_memory(&self, batch: &Batch) -> (u64, facts::InMemory) {
+    pub(super) fn in_memory(&self, batch: &Batch) -> (u64, facts::InMemory) {
         let mut known = facts::InMemory::default();
         let expected = batch.expect.iter().filter_map(|e| match e {
             super::Expect::Version(id, _) => Some(*id),
@@ -201,7 +229,7 @@ impl Inner {
     }
 }
 
-fn closed() -> StoreError {
+pub(super) fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed: the broker is shutting down".to_owned())
 }
 

@@ -1,6 +1,7 @@
 //! Takes the log's answers in the order of the batches, and shows what is durable.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -9,6 +10,7 @@ use super::head::After;
 use super::{Archive, Inner, Log, Receipt, Shared};
 use crate::core::event::Event;
 use crate::core::id::Timestamp;
+use crate::failpoint::{self, Point};
 use crate::store::view::Changed;
 use crate::store::{Appended, StoreError};
 
@@ -25,11 +27,13 @@ pub(super) struct InFlight {
 pub(super) async fn run<L: Log, A: Archive>(shared: Arc<Shared<L, A>>, mut queue: mpsc::UnboundedReceiver<InFlight>) {
     while let Some(mut batch) = queue.recv().await {
         let receipt = (&mut batch.receipt).await;
+        failpoint::at(Point::ViewApply);
         let mut changed = Changed::default();
         let outcome = {
             let mut inner = shared.inner.lock();
             inner.answered(&batch, receipt, &mut changed)
         };
+        failpoint::at(Point::ViewApplied);
         shared.watchers.wake(&changed.grants);
         if changed.due {
             shared.due.notify_one();
@@ -37,7 +41,8 @@ pub(super) async fn run<L: Log, A: Archive>(shared: Arc<Shared<L, A>>, mut queue
         if outcome.is_ok() {
             shared.dirty.notify_one();
         }
-        shared.answered.send_modify(|n| *n += 1);
+        shared.answered.fetch_add(1, Ordering::Release);
+        shared.was_answered.notify_waiters();
         // The caller may be gone; what it wanted is done all the same.
         let _ = batch.reply.send(outcome);
     }

@@ -30,11 +30,11 @@ pub trait Log: Send + Sync + 'static {
     /// Why nothing can be written until it is recovered, if so. A full disk is no such reason.
     fn stopped(&self) -> Option<StoreError>;
     /// Makes the log writable again after a failure; nothing unacknowledged is left in it.
-    fn recover(&self) -> Result<(), StoreError>;
+    fn recover(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Figures.
     fn figures(&self) -> Vec<(&'static str, u64)>;
     /// Closes in good order.
-    fn close(&self) -> Result<(), StoreError>;
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// A durable batch.
@@ -63,7 +63,7 @@ struct RecordRef<'a> {
 }
 
 /// A record's payload.
-pub(super) fn write_record(at: Timestamp, event: &Event) -> Result<Vec<u8>, StoreError> {
+pub(in crate::store) fn write_record(at: Timestamp, event: &Event) -> Result<Vec<u8>, StoreError> {
     let mut out = Vec::with_capacity(512);
     serde_json::to_writer(&mut out, &RecordRef { at, event }).map_err(|e| StoreError::Impossible(e.to_string()))?;
     Ok(out)

@@ -11,23 +11,23 @@ use crate::core::id::GrantId;
 
 /// Everybody who waits, by grant, counted.
 #[derive(Debug, Default)]
-pub(super) struct Watchers(Mutex<HashMap<GrantId, (Arc<Notify>, usize)>>);
+pub(in crate::store) struct Watchers(Mutex<HashMap<GrantId, (Arc<Notify>, usize)>>);
 
 /// One who waits. Dropped (also when the waiting is given up), it leaves nothing behind.
-pub(super) struct Watcher<'a> {
+pub(in crate::store) struct Watcher<'a> {
     all: &'a Watchers,
     id: GrantId,
     notify: Arc<Notify>,
 }
 
 impl Watchers {
-    pub(super) fn watch(&self, id: GrantId) -> Watcher<'_> {
+    pub(in crate::store) fn watch(&self, id: GrantId) -> Watcher<'_> {
         let mut all = self.0.lock();
         let (notify, count) = all.entry(id).or_default();
         *count += 1;
         Watcher { all: self, id, notify: Arc::clone(notify) }
     }
-    pub(super) fn wake(&self, changed: &BTreeSet<GrantId>) {
+    pub(in crate::store) fn wake(&self, changed: &BTreeSet<GrantId>) {
         let all = self.0.lock();
         if !all.is_empty() {
             for (notify, _) in changed.iter().filter_map(|id| all.get(id)) {
@@ -35,14 +35,14 @@ impl Watchers {
             }
         }
     }
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::store) fn len(&self) -> usize {
         self.0.lock().len()
     }
 }
 
 impl Watcher<'_> {
     /// Comes at the next change after it is enabled.
-    pub(super) fn notified(&self) -> Notified<'_> {
+    pub(in crate::store) fn notified(&self) -> Notified<'_> {
         self.notify.notified()
     }
 }

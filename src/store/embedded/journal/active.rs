@@ -6,6 +6,7 @@ use super::error::{At as _, is_full};
 use super::{Error, Options};
 use crate::audit::disk::{Access, Disk, DiskFile, Stat};
 use crate::audit::segment::{self, Header};
+use crate::failpoint::{self, Point};
 
 /// So much is written ahead of the records, in bytes.
 const AHEAD_BYTES: u64 = 256 * 1024;
@@ -61,7 +62,9 @@ impl Active {
             }
             Err(e) => return Err(Error::io("make the segment", &new, e)),
         };
+        failpoint::at(Point::RotateMade);
         disk.rename(&new, &path).at("name the segment", &path)?;
+        failpoint::at(Point::RotateNamed);
         disk.sync_dir(dir).at("sync the folder", dir)?;
         let stat = file.stat().at("look at", &path)?;
         let end = bytes.len() as u64;

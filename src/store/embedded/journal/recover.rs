@@ -15,6 +15,7 @@ use crate::audit::pick::Index;
 use crate::audit::segment::{self, Header};
 use crate::audit::verify::examine;
 use crate::audit::walk::{Known, Walked};
+use crate::failpoint::{self, Point};
 
 /// Copies are made in pieces of this size, in bytes.
 const COPY_BYTES: usize = 256 * 1024;
@@ -30,7 +31,12 @@ pub(super) struct HeadFile {
 impl HeadFile {
     /// Overwrites the head in place; `durable` also syncs it.
     pub(super) fn write(&mut self, head: Head, durable: bool) -> Result<(), Error> {
-        self.file.write_at(&head.encode(), 0).at("write", &self.path)?;
+        let bytes = head.encode();
+        if let Err(error) = self.file.write_at(&bytes, 0) {
+            // A write that stopped in the middle left a head that nobody can read: the writer stops all the same.
+            let _ = self.file.write_at(&bytes, 0);
+            return Err(Error::io("write", &self.path, error));
+        }
         self.head = head;
         if durable {
             self.file.sync_data().at("sync", &self.path)?;
@@ -145,8 +151,10 @@ impl Place {
             self.keep(&*source, &path, from..end, &kept_in)?;
         }
         self.disk.sync_dir(&self.dir).at("sync the folder", &self.dir)?;
+        failpoint::at(Point::TornKept);
         source.set_len(from).at("cut the torn tail of", &path)?;
         source.sync_all().at("sync", &path)?;
+        failpoint::at(Point::TornCut);
         Ok(Cut { seq, bytes: end - from, kept_in })
     }
 
@@ -178,6 +186,8 @@ impl Place {
             // Before the first segment: a segment without a head is always somebody's doing.
             replace(disk, &self.dir, head::FILE_NAME, &Head::EMPTY.encode()).at("make", &head_path)?;
         }
+        // A run that died, or whose sync failed, may have left names that only memory has.
+        disk.sync_dir(&self.dir).at("sync the folder", &self.dir)?;
         let mut finished = Vec::new();
         for s in walked.segments.iter().rev().skip(1).rev() {
             let path = self.dir.join(segment::file_name(s.first_seq));

@@ -20,6 +20,8 @@ use crate::audit::merkle::Hash;
 use crate::audit::pick::Mark;
 use crate::audit::segment::{self, Header};
 use crate::audit::walk::{SegmentEnd, Walked};
+use crate::failpoint::{self, Point};
+use crate::mutation::Mutation;
 use crate::time::Clock;
 
 /// Most bytes of frames that share one sync. One batch is always taken.
@@ -228,7 +230,8 @@ impl Stepper {
         if let Some(why) = self.shared.poisoned() {
             return answer(reply, Err(Error::Poisoned(Arc::new(why))));
         }
-        if batch.generation.is_some_and(|g| g != self.shared.generation()) {
+        let is_stale = batch.generation.is_some_and(|g| g != self.shared.generation());
+        if is_stale && !Mutation::KeepWhatRestsOnRefused.is_on() {
             return answer(reply, Err(Error::Stale));
         }
         if bytes > 0 {
@@ -293,9 +296,12 @@ impl Stepper {
         let header = Header { first_seq, made_ms: self.clock.wall().0, prev: ready.leaf, root };
         let place = &self.place;
         let Some(next) = Active::create(&*place.disk, &place.dir, &header, &place.options)? else { return Ok(false) };
+        failpoint::at(Point::RotateOpened);
         let mut old = std::mem::replace(&mut ready.active, next);
         old.finish()?;
+        failpoint::at(Point::RotateEnded);
         ready.head.write(ready.head.head, true)?;
+        failpoint::at(Point::RotateDone);
         self.base.segments.push(SegmentEnd { first_seq: old.first_seq, end: old.end });
         (self.base.frontier, self.base.leaf) = (ready.frontier.clone(), ready.leaf);
         ready.finished.push((old.path, old.stat));
@@ -310,8 +316,16 @@ impl Stepper {
     fn flush_into(&mut self, ready: &mut Ready) -> Result<(), Error> {
         let active = &mut ready.active;
         if !self.buf.is_empty() {
+            failpoint::at(Point::AppendWrite);
+            failpoint::last(Point::AppendTorn, || {
+                _ = active.file.write_at(&self.buf[..self.buf.len() / 2], active.end);
+            });
             active.file.write_at(&self.buf, active.end).at("write", &active.path)?;
-            active.file.sync_data().at("sync", &active.path)?;
+            failpoint::at(Point::AppendWritten);
+            if !Mutation::AckBeforeSync.is_on() {
+                active.file.sync_data().at("sync", &active.path)?;
+            }
+            failpoint::at(Point::AppendSynced);
             active.end += self.buf.len() as u64;
             self.durable = (ready.frontier.size(), ready.leaf);
             self.shared.syncs.fetch_add(1, Relaxed);
@@ -329,10 +343,17 @@ impl Stepper {
             let head = Head { seq: self.durable.0, leaf: self.durable.1, ..ready.head.head };
             ready.head.write(head, false)
         };
+        let has_work = !self.group.is_empty();
+        if has_work {
+            failpoint::at(Point::AppendHead);
+        }
         for (reply, appended) in self.group.drain(..) {
             self.shared.batches.fetch_add(u64::from(appended.count > 0), Relaxed);
             self.shared.records.fetch_add(appended.count, Relaxed);
             answer(reply, Ok(appended));
+        }
+        if has_work {
+            failpoint::at(Point::AppendAnswered);
         }
         // The group is durable and answered so; a head that can't be written stops what comes after.
         head
@@ -352,6 +373,7 @@ impl Stepper {
         let (disk, dir) = (&*self.place.disk, &self.place.dir);
         let path: PathBuf = dir.join(checkpoint::FILE_NAME);
         replace(disk, dir, checkpoint::FILE_NAME, note.as_bytes()).at("write", &path)?;
+        failpoint::at(Point::CheckpointWritten);
         self.shared.checkpoints.fetch_add(1, Relaxed);
         self.last_note = Some((tip.seq, note.clone()));
         self.guarded(|_, ready| ready.head.write(Head { checkpoint_size: tip.seq, ..ready.head.head }, true));
