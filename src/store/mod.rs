@@ -1,17 +1,22 @@
 //! Where events become durable, and what they add up to.
 //!
-//! [`Store`] is the seam: the embedded store implements it now, PostgreSQL later; `conformance.rs` is the
-//! suite that each must pass.
+//! [`Store`] is the seam: `embedded` is one process with a disk, `postgres` several nodes with one database;
+//! `conformance.rs` is the suite that each must pass.
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod conforms;
 mod due;
 pub mod embedded;
 pub mod engine;
 pub mod holdings;
 pub mod memory;
+pub mod postgres;
+pub mod tls;
 pub mod view;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,13 +221,32 @@ pub trait Store: Send + Sync + 'static {
     /// The latest `RunStarted`, and the moment of the latest event, of the journal as it was opened.
     async fn last_run(&self) -> Result<(Option<BrokerEvent>, Timestamp), StoreError>;
 
-    /// Hands out work that is due at `now`, at most `limit`. It is handed out again after `lease_for` unless
+    /// Hands out work that is due at `now`, at most `limit`: leases that a freeze ends first; then deadlines, and leases
+    /// that were taken away; then all other leases. Among equals, what is due longest comes first. It is handed out again after `lease_for` unless
     /// an event or [`Store::release`] settled it.
     async fn claim(&self, now: Timestamp, lease_for: Duration, limit: usize) -> Result<Vec<Job>, StoreError>;
     /// Gives a job back at once.
     async fn release(&self, job: Job);
     /// Waits until something may be due: until the next known moment after `now`, at most so long.
     async fn due(&self, now: Timestamp, wait: Duration);
+
+    /// Whatever any node had acknowledged when this was called is shown by the reading methods once it returns. Nothing to
+    /// do where there is one process.
+    async fn refresh(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Leases that are intended, and whose run is over: nobody mints them any more. What a run before this process's left
+    /// is told from the start; with several nodes, what another leaves when it dies is told as soon as it is known.
+    async fn abandoned(&self) -> Result<Vec<(GrantId, LeaseId)>, StoreError>;
+    /// These grants gave a sign of life here. Nothing to do where there is one process.
+    async fn alive(&self, _grants: &[GrantId]) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// For how long each of these grants has given no sign of life to any node, in milliseconds, as far as others know.
+    async fn silent_ms(&self, _grants: &[GrantId]) -> Result<HashMap<GrantId, u64>, StoreError> {
+        Ok(HashMap::new())
+    }
 
     /// Tries to write again after [`StoreError::Unavailable`].
     async fn recover(&self) -> Result<(), StoreError>;
