@@ -1,4 +1,4 @@
--- The stricter set-up (`setup = "functions"`): the broker's login may do nothing but call four functions, which make, cut and drop
+-- The stricter set-up (`setup = "functions"`): the broker's login may do nothing but call five functions, which make, cut and drop
 -- roles whose names begin with one prefix, with groups from one list. Run once for each cluster, as a superuser, in the
 -- broker's own database (`dbname` of the target).
 --
@@ -169,6 +169,33 @@ BEGIN
 END;
 END $countersign$;
 
+CREATE OR REPLACE FUNCTION countersign.shut(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
+PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
+-- In: lock_ms, roles [{name}]. Out: how many memberships were taken. Many at once, before anything else is done with any of them: without
+-- its groups a lease has no CONNECT and no data. What fails here is done role by role afterwards (cut), so that it may.
+DECLARE
+  v_row record;
+  v_taken int := 0;
+BEGIN
+  PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
+  FOR v_row IN
+    SELECT m.granted, string_agg(m.member, ', ') AS members, count(*)::int AS n
+      FROM (SELECT a.roleid::regrole::text AS granted, a.member::regrole::text AS member,
+                   (row_number() OVER (PARTITION BY a.roleid) - 1) / 500 AS part
+              FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.member
+             WHERE r.rolname IN (SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j)) AS m
+     GROUP BY m.granted, m.part LOOP
+    BEGIN
+      EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.members);
+      v_taken := v_taken + v_row.n;
+    EXCEPTION WHEN OTHERS THEN NULL;
+    END;
+  END LOOP;
+  p_out := to_jsonb(v_taken);
+END;
+END $countersign$;
+
 CREATE OR REPLACE FUNCTION countersign.drop(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
 PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
@@ -219,11 +246,14 @@ ALTER FUNCTION countersign.mint(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.mint(jsonb) FROM PUBLIC;
 ALTER FUNCTION countersign.cut(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.cut(jsonb) FROM PUBLIC;
+ALTER FUNCTION countersign.shut(jsonb) OWNER TO countersign_owner;
+REVOKE ALL ON FUNCTION countersign.shut(jsonb) FROM PUBLIC;
 ALTER FUNCTION countersign.drop(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.drop(jsonb) FROM PUBLIC;
 ALTER FUNCTION countersign.reach(jsonb) OWNER TO countersign_owner;
 REVOKE ALL ON FUNCTION countersign.reach(jsonb) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION countersign.mint(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.cut(jsonb) TO :"broker";
+GRANT EXECUTE ON FUNCTION countersign.shut(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.drop(jsonb) TO :"broker";
 GRANT EXECUTE ON FUNCTION countersign.reach(jsonb) TO :"broker";

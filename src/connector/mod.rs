@@ -95,6 +95,9 @@ pub enum RevokeError {
 /// Is told what became of one of many endings: its place among them, and the outcome.
 pub type Settled<'a> = dyn Fn(usize, Result<Gone, RevokeError>) + Send + Sync + 'a;
 
+/// Endings in one [`Connector::revoke_all`], unless the [connector says otherwise](Connector::endings_together).
+pub const ENDINGS_TOGETHER: usize = 64;
+
 /// Endings at once in [`Connector::revoke_all`], where each goes for itself.
 pub const ENDINGS_AT_ONCE: usize = 16;
 
@@ -106,6 +109,27 @@ pub struct Found {
     pub name: String,
     /// Where it is.
     pub handle: Handle,
+}
+
+/// A target that doesn't serve now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Away {
+    /// What happened, for the operator (never a secret).
+    pub why: String,
+    /// How much of it is away.
+    pub extent: Extent,
+}
+
+/// How much of a target is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing answers at its address.
+    Silent,
+    /// Something answers there, and doesn't serve: sealed, starting, refuses the log-in.
+    Refuses,
+    /// It serves; something behind it doesn't, so that some endings can't work.
+    Behind,
 }
 
 /// A target that can't be swept now.
@@ -216,6 +240,16 @@ pub trait Connector: Send + Sync {
     /// users of a Vault role). [`Connector::revoke_found`] ends them. Only targets with names can.
     async fn sweep_prefix(&self, _prefix: &str) -> Result<Vec<Found>, SweepError> {
         Err(SweepError("this kind of target can't be searched by name".to_owned()))
+    }
+
+    /// Does the target serve? One cheap exchange, with a deadline and a session of its own, so that it says so also while
+    /// endings hang. Asked once a second while the target is away, more than one at a time if it doesn't answer.
+    async fn probe(&self) -> Result<(), Away>;
+
+    /// How many endings may come in one [`Connector::revoke_all`]. More than the default only where that many cost the
+    /// target little more than one.
+    fn endings_together(&self) -> usize {
+        ENDINGS_TOGETHER
     }
 
     /// What of ours exists at the target. The broker ends what no lease explains (see [`Connector::keys`]) by

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Connector, Credential, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode,
+    Away, Connector, Credential, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode,
     RevokeError, SweepError,
 };
 use crate::config::{Problem, Resource, Target};
@@ -411,6 +411,11 @@ impl Connector for TokenConnector {
         }
         // No telling when access was cut: the API decided that by itself.
         Ok(Gone { evidence: Evidence::Expired { not_after, skew_secs }, seen: Vec::new(), access_cut: None })
+    }
+
+    /// Always: how a token ends is between its API, the clock and the broker itself.
+    async fn probe(&self) -> Result<(), Away> {
+        Ok(())
     }
 
     /// Nothing, always: a token stands in no list at any target. Each one that can be good has its lease in the journal.

@@ -16,6 +16,7 @@ use super::ending::Ending;
 use super::fail::Fail;
 use super::pool::Conn;
 use super::shared::{EXCHANGE, MINT_SESSION, Shared, TURN};
+use super::shut::{MANY, shut};
 use super::steps::{TOGETHER_ROLES_MAX, cut, drop_roles, prove, silence};
 use crate::connector::{Gone, RevokeError, Settled};
 
@@ -54,6 +55,9 @@ pub async fn end(core: &Arc<Shared>, ending: Ending) -> Result<Gone, RevokeError
 /// for it right now: the caller's own turn must not wait for those of saboteurs.
 pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, settled: &Settled<'_>) {
     let (places, endings): (Vec<usize>, Vec<Ending>) = endings.into_iter().unzip();
+    if endings.len() >= MANY {
+        shut(core, &endings).await;
+    }
     let answers = places.into_iter().zip(enqueue(core, endings));
     let each =
         answers.map(|(place, answer)| async move { settled(place, finish(core, Some(answer), Duration::ZERO).await) });

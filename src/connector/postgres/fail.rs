@@ -15,8 +15,10 @@ pub enum Fail {
         place: String,
         /// What was said.
         why: String,
-        /// The server's own code, if it answered.
+        /// The server's own code, if it gave one.
         code: Option<SqlState>,
+        /// True if anything answered there at all.
+        answered: bool,
     },
     /// The server refused a statement, so it had no effect.
     #[error("PostgreSQL refused: {message} (SQLSTATE {})", .code.code())]
@@ -48,7 +50,7 @@ impl Fail {
             Some(db) => (text(db), Some(db.code().clone())),
             None => (with_source(e), None),
         };
-        Self::Unreachable { place, why, code }
+        Self::Unreachable { place, why, code, answered: !is_silence(e) }
     }
 
     /// The server's code, if it gave one.
@@ -67,6 +69,19 @@ impl Fail {
             matches!(class, "08" | "40" | "53" | "55" | "57" | "58" | "XX")
         })
     }
+}
+
+/// True if nothing came back: no such name, nobody at the address.
+fn is_silence(e: &tokio_postgres::Error) -> bool {
+    use std::error::Error;
+    use std::io::ErrorKind::{
+        AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, NotFound, TimedOut,
+    };
+    let Some(e) = e.source().and_then(|s| s.downcast_ref::<std::io::Error>()) else { return false };
+    let nobody =
+        [AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, NotFound, TimedOut];
+    // The standard library has no kind for a name that can't be resolved.
+    nobody.contains(&e.kind()) || e.to_string().starts_with("failed to lookup address")
 }
 
 fn is_fatal(db: &DbError) -> bool {

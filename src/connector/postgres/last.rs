@@ -44,6 +44,7 @@ impl LastResort {
                 place: self.dial.place(),
                 why: format!("no standing session within {} s", within.as_secs()),
                 code: None,
+                answered: false,
             })
         })
     }

@@ -20,9 +20,9 @@ mod scram;
 mod settings;
 mod settings_check;
 mod shared;
+mod shut;
 mod spares;
 mod steps;
-mod tls;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -36,13 +36,14 @@ use self::ending::Ending;
 use self::op::Op;
 use self::shared::{EXCHANGE, MINT_DEADLINE, Shared, TURN};
 use super::{
-    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError, Settled,
-    SweepError,
+    Away, Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError,
+    Settled, SweepError,
 };
 use crate::config::{Problem, Resource, Target};
 use crate::core::id::Timestamp;
 use crate::core::lease::{Handle, Lease, LeaseIntent};
 use crate::core::permission::Permission;
+use crate::store::tls;
 use crate::time::Clock;
 
 pub use self::settings::{CONNECTIONS_MAX, DATABASES_MAX, GROUPS_MAX, SCRAM_ITERATIONS_MAX, STANDBYS_MAX};
@@ -145,6 +146,14 @@ impl Connector for PostgresConnector {
             }
         }
         end::end_all(&self.core, endings, settled).await;
+    }
+
+    fn endings_together(&self) -> usize {
+        shut::SHUT_ROLES_MAX
+    }
+
+    async fn probe(&self) -> Result<(), Away> {
+        self.core.probe().await
     }
 
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {

@@ -18,6 +18,10 @@ pub enum Op {
     Mint,
     /// Cuts its groups and its login.
     Cut,
+    /// Takes the groups of many, in one statement.
+    Shut,
+    /// Sends the sessions of many away. Needs no rights but membership.
+    Expel,
     /// Drops it with what it owns here.
     Drop,
     /// Makes the broker a member of it, or of groups, in a way that nobody can block.
@@ -30,13 +34,16 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Mint, Self::Cut, Self::Drop, Self::Reach, Self::Hush, Self::Shed];
+    pub const ALL: [Self; 8] =
+        [Self::Mint, Self::Cut, Self::Shut, Self::Expel, Self::Drop, Self::Reach, Self::Hush, Self::Shed];
 
     /// Its name as a function of the operator's.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Mint => "mint",
             Self::Cut => "cut",
+            Self::Shut => "shut",
+            Self::Expel => "expel",
             Self::Drop => "drop",
             Self::Reach => "reach",
             Self::Hush => "hush",
@@ -49,6 +56,8 @@ impl Op {
         match self {
             Self::Mint => include_str!("sql/mint.sql"),
             Self::Cut => include_str!("sql/cut.sql"),
+            Self::Shut => include_str!("sql/shut.sql"),
+            Self::Expel => include_str!("sql/expel.sql"),
             Self::Drop => include_str!("sql/drop.sql"),
             Self::Reach => include_str!("sql/reach.sql"),
             Self::Hush => include_str!("sql/hush.sql"),
@@ -58,7 +67,7 @@ impl Op {
 
     /// True if the broker's login needs more than membership in the lease.
     pub const fn needs_rights(self) -> bool {
-        matches!(self, Self::Mint | Self::Cut | Self::Drop | Self::Reach)
+        matches!(self, Self::Mint | Self::Cut | Self::Shut | Self::Drop | Self::Reach)
     }
 
     /// Does it. The input goes in as hex digits or as a parameter, so nothing in it can become SQL.

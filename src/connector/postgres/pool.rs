@@ -60,7 +60,7 @@ impl Dial {
 
     /// A new session.
     pub async fn connect(&self) -> Result<Conn, Fail> {
-        let refuse = |why: String| Fail::Unreachable { place: self.place(), why, code: None };
+        let refuse = |why: String, answered| Fail::Unreachable { place: self.place(), why, code: None, answered };
         let mut config = Config::new();
         config.host(&self.server.host).port(self.server.port).user(&self.user).dbname(&self.database);
         config.application_name("countersign").connect_timeout(CONNECT_TIMEOUT).tcp_user_timeout(UNANSWERED);
@@ -69,7 +69,7 @@ impl Dial {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         if let Some(reference) = &self.password {
-            config.password(reference.read(&self.base).map_err(|e| refuse(e.to_string()))?.expose());
+            config.password(reference.read(&self.base).map_err(|e| refuse(e.to_string(), true))?.expose());
         }
         let connecting = async {
             if let Some(tls) = &self.tls {
@@ -90,7 +90,8 @@ impl Dial {
         };
         match tokio::time::timeout(CONNECT_TIMEOUT * 2, prepare).await {
             Ok(result) => result,
-            Err(_) => Err(refuse(format!("no answer within {} s", (CONNECT_TIMEOUT * 2).as_secs()))),
+            // It took the connection: else that had its own, shorter deadline.
+            Err(_) => Err(refuse(format!("no answer within {} s", (CONNECT_TIMEOUT * 2).as_secs()), true)),
         }
     }
 }
@@ -209,12 +210,18 @@ impl Pool {
         self.dial.place()
     }
 
+    /// A session of nobody's, beside those that are counted.
+    pub async fn beside(&self) -> Result<Conn, Fail> {
+        self.dial.connect().await
+    }
+
     /// An idle session, or a new one. Waits its turn for at most `patience`.
     pub async fn get(self: &Arc<Self>, patience: Duration) -> Result<Lent, Fail> {
         let busy = |_| Fail::Unreachable {
             place: self.place(),
             why: "all of the broker's sessions there are busy".to_owned(),
             code: None,
+            answered: true,
         };
         let slot = tokio::time::timeout(patience, Arc::clone(&self.slots).acquire_owned()).await.map_err(busy)?;
         let slot = slot.map_err(|_| Fail::Lost("the broker is shutting down".to_owned()))?;
@@ -249,6 +256,7 @@ impl Pool {
                 place: self.place(),
                 why: format!("no session within {} s", within.as_secs()),
                 code: None,
+                answered: false,
             })
         })
     }

@@ -4,10 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::Arc;
 
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 
 use super::ident::Ident;
@@ -298,16 +295,7 @@ fn is_local(host: &str) -> bool {
 }
 
 fn read_ca(path: &Path) -> Result<(tls::MakeTls, String), String> {
-    let place = path.display();
-    let pem = std::fs::read_to_string(path).map_err(|e| format!("ca_file {place}: {e}"))?;
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        let added = certificate.map_err(|e| e.to_string()).and_then(|c| roots.add(c).map_err(|e| e.to_string()));
-        added.map_err(|e| format!("ca_file {place}: not a CA certificate in PEM: {e}"))?;
-    }
-    if roots.is_empty() {
-        return Err(format!("ca_file {place} has no certificate in PEM"));
-    }
-    let config = tls::client_config(roots).map_err(|e| format!("ca_file {place}: {e}"))?;
-    Ok((tls::MakeTls(Arc::clone(&config)), pem))
+    let pem = std::fs::read_to_string(path).map_err(|e| format!("ca_file {}: {e}", path.display()))?;
+    let tls = tls::MakeTls::from_pem(&pem).map_err(|what| format!("ca_file {} {what}", path.display()))?;
+    Ok((tls, pem))
 }

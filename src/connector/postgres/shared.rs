@@ -15,6 +15,7 @@ use super::last::LastResort;
 use super::pool::{CONNECT_TIMEOUT, Dial, Lent, Pool, STATEMENT_TIMEOUT, UNANSWERED};
 use super::settings::{Plan, Standby};
 use super::spares::Spares;
+use crate::connector::{Away, Extent};
 use crate::time::Clock;
 
 /// Mints at once; more wait.
@@ -23,8 +24,10 @@ pub const MINTS_MAX: usize = 6;
 pub const TOGETHER_MAX: usize = 2;
 /// Endings at once that need more than that.
 pub const ALONE_MAX: usize = 3;
+/// Cuts of many at once; more wait.
+pub const SHUT_MAX: usize = 2;
 /// Sessions for endings: those above, and one for sweeps and checks.
-pub const ENDS_MAX: usize = TOGETHER_MAX + ALONE_MAX + 1;
+pub const ENDS_MAX: usize = TOGETHER_MAX + ALONE_MAX + SHUT_MAX + 1;
 /// How long to wait for a session's turn.
 pub const TURN: Duration = Duration::from_secs(3);
 /// An ordinary exchange, on this side.
@@ -99,6 +102,17 @@ impl Shared {
             }
             lent => lent,
         }
+    }
+
+    /// Does the primary take the broker's sessions? One that is full does: then there are sessions to be terminated.
+    pub async fn probe(&self) -> Result<(), Away> {
+        let Err(fail) = self.ends.beside().await else { return Ok(()) };
+        let answered = match &fail {
+            Fail::Unreachable { code: Some(code), .. } if code.code().starts_with("53") => return Ok(()),
+            Fail::Unreachable { answered, .. } => *answered,
+            Fail::Refused { .. } | Fail::Lost(_) => true,
+        };
+        Err(Away { why: fail.to_string(), extent: if answered { Extent::Refuses } else { Extent::Silent } })
     }
 
     /// A session in another database of the primary, or on a standby.

@@ -10,7 +10,7 @@ use super::login::Login;
 use super::path::Engine;
 use super::resource::Minting;
 use super::settings::AuthSettings;
-use crate::connector::{Gap, SweepError};
+use crate::connector::{Away, Extent, Gap, SweepError};
 
 /// The last part of lease ids that no target makes.
 pub(super) const NO_LEASE: &str = "countersign-check";
@@ -26,7 +26,22 @@ pub(super) fn unreachable(fault: &Fault) -> bool {
     )
 }
 
+/// An instance that is asked whether it serves. Standbys do: they forward.
+const HEALTH: &str = "sys/health?standbyok=true&perfstandbyok=true";
+
 impl Inner {
+    /// Does it serve, and does the database behind it?
+    pub(super) async fn probe(&self) -> Result<(), Away> {
+        let call =
+            Call { method: "GET", path: HEALTH, namespace: None, token: None, body: None, deadline: self.deadline() };
+        if let Err(fault) = self.api.call(call).await {
+            let extent = if fault.kind == Kind::Unreachable { Extent::Silent } else { Extent::Refuses };
+            return Err(Away { why: fault.to_string(), extent });
+        }
+        let Some(behind) = &self.behind else { return Ok(()) };
+        behind.probe().await.map_err(|away| Away { extent: Extent::Behind, ..away })
+    }
+
     /// Everything that can be seen by the two log-ins that the broker has.
     pub(super) async fn check(&self) -> Result<Vec<Gap>, SweepError> {
         let mut gaps = Vec::new();

@@ -40,7 +40,7 @@ use self::path::Engine;
 use self::resource::Minting;
 use self::settings::{AuthSettings, TargetSettings};
 use super::{
-    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError,
+    Away, Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError,
     SweepError,
 };
 use crate::config::{Problem, Resource, Target};
@@ -304,6 +304,10 @@ impl Connector for VaultConnector {
 
     fn keys(&self, handle: &Handle) -> Vec<String> {
         VaultHandle::read(handle).map(|h| h.keys()).unwrap_or_default()
+    }
+
+    async fn probe(&self) -> Result<(), Away> {
+        self.inner.probe().await
     }
 
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
