@@ -145,7 +145,7 @@ impl Broker {
     }
 }
 
-fn check_reason(reason: &str) -> Result<String, BrokerError> {
+pub(super) fn check_reason(reason: &str) -> Result<String, BrokerError> {
     let chars = reason.chars().count();
     if chars == 0 || chars > REASON_CHARS_MAX || reason.chars().any(|c| c.is_control() && c != '\n') {
         let what = format!("say why in 1 to {REASON_CHARS_MAX} characters, without control characters");

@@ -9,19 +9,25 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::core::decide::{Command, decide};
-use crate::core::event::{EndCause, Event, Selector};
+use crate::core::event::{EndCause, Event, Selector, Urgency};
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, LeaseId, ResourceName, TaskKey, Timestamp};
-use crate::core::lease::{Lease, LeaseState};
+use crate::core::lease::LeaseState;
+use crate::failpoint::{self, Point};
+use crate::mutation::Mutation;
 use crate::store::{Batch, Freeze, StoreError};
 
-use super::lanes::{Occasion, backoff_ms};
+use super::lanes::Occasion;
+use super::settle::backoff_ms;
+use super::turns::ToEnd;
 use super::{Broker, BrokerError, CONFLICT_TRIES_MAX, numbered, request};
 
 /// Events of endings in one write. More are written one after the other, what is below first.
 const EVENTS_AT_ONCE: usize = 1024;
 /// Grants whose endings are tried together, so that what is wrong with one holds up few others.
 pub(super) const ENDINGS_AT_ONCE: usize = 100;
+/// The same of a freeze, as long as nothing is wrong: what is recorded together is cut together.
+const FROZEN_AT_ONCE: usize = 1000;
 
 /// Endings that are decided and not recorded as a whole yet. These grants are over: nothing is minted, voted or handed on
 /// under them, and no token of theirs is good, whatever the record says so far.
@@ -149,8 +155,10 @@ impl Broker {
             }
             let mut is_done = true;
             for (part, events) in writes {
+                failpoint::at(Point::EndDecided);
                 match self.store.append(Batch { expect: Vec::new(), events, at: now, urgent: true }).await {
                     Ok(_) => {
+                        failpoint::at(Point::EndRecorded);
                         self.unfinished.forget(&part);
                         ended.extend(part);
                     }
@@ -178,7 +186,9 @@ impl Broker {
         let mut all: BTreeMap<GrantId, Arc<Grant>> = BTreeMap::new();
         for id in &ids {
             // If it is there, all that is below it came along.
-            if !all.contains_key(id) {
+            if Mutation::ChildrenLiveOn.is_on() {
+                all.extend(self.store.head(*id).await?.map(|g| (g.id, g)));
+            } else if !all.contains_key(id) {
                 all.extend(self.store.subtree(*id).await?.into_iter().map(|g| (g.id, g)));
             }
         }
@@ -242,14 +252,16 @@ impl Broker {
     /// the driver until the endings are on record.
     async fn end_unrecorded(self: &Arc<Self>, ids: &[GrantId]) {
         let (rules, now) = (self.rules(), self.now());
-        let mut by_target: BTreeMap<ResourceName, Vec<(GrantId, Lease)>> = BTreeMap::new();
+        let mut by_target: BTreeMap<ResourceName, Vec<ToEnd>> = BTreeMap::new();
         for id in ids {
             let Ok(Some(grant)) = self.store.grant(*id).await else { continue };
             for lease in grant.open_leases().filter(|l| matches!(l.state, LeaseState::Live { .. })) {
                 if !self.driver.is_proven(lease.intent.lease)
                     && self.unfinished.ask(lease.intent.lease, now, self.random.as_ref())
                 {
-                    by_target.entry(lease.intent.target.clone()).or_default().push((*id, lease.clone()));
+                    let urgency = self.unfinished.cause_of(*id).map_or(Urgency::Over, |c| c.urgency());
+                    let to_end = ToEnd { grant: Arc::clone(&grant), lease: lease.intent.lease, urgency };
+                    by_target.entry(lease.intent.target.clone()).or_default().push(to_end);
                 }
             }
         }
@@ -276,9 +288,15 @@ impl Broker {
     /// [`Broker::enforce_freezes`] comes by again. Returns what it ended.
     pub(super) async fn enforce(&self, freeze: u64, selector: &Selector) -> Result<Vec<GrantId>, BrokerError> {
         let mut ended = Vec::new();
-        for some in self.covered(selector).await?.chunks(ENDINGS_AT_ONCE) {
+        let covered = self.covered(selector).await?;
+        let mut chunks: Vec<&[GrantId]> = covered.rchunks(FROZEN_AT_ONCE).collect();
+        while let Some(some) = chunks.pop() {
             match self.end_all(What::Grants(some), &EndCause::Frozen { id: freeze }).await {
                 Ok(mut some) => ended.append(&mut some),
+                // What is wrong with one holds up few others.
+                Err(error) if some.len() > ENDINGS_AT_ONCE && !matches!(error, BrokerError::Unrecorded(_)) => {
+                    chunks.extend(some.rchunks(ENDINGS_AT_ONCE));
+                }
                 Err(error) => tracing::error!(freeze, %error, "a freeze could not end all that it covers yet"),
             }
         }

@@ -84,6 +84,12 @@ pub enum BrokerError {
         /// Seconds after which trying again makes sense.
         retry_after: u64,
     },
+    /// Nothing of it can be attested absent.
+    #[error("nothing was attested: {why}")]
+    NotAbsent {
+        /// Why.
+        why: String,
+    },
     /// The journal can't be written: nothing is minted (guarantee 8).
     #[error("the broker can't record anything now, so it does nothing: {0}")]
     Unavailable(String),

@@ -20,6 +20,8 @@ impl Broker {
         if self.unfinished.cause_of(grant).is_some() {
             return Ok(false); // over, though the journal doesn't say so yet
         }
+        // What was ended at another node must not look good at this one; without an answer, there is none.
+        self.store.refresh().await?;
         let Some(grant) = self.store.grant(grant).await? else { return Ok(false) };
         let in_force = matches!(grant.state, GrantState::Active { ends_at, .. } if self.now() < ends_at);
         let live = grant.leases.get(&lease).is_some_and(|l| matches!(l.state, LeaseState::Live { .. }));

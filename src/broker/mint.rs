@@ -6,20 +6,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 
-use crate::connector::{Connector, Credential, MintContext, MintError, Minted};
+use crate::connector::{Connector, Credential, Found, MintContext, MintError, Minted};
 use crate::core::decide::{Command, PolicySaid, decide};
 use crate::core::event::{BrokerEvent, EndCause};
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, LeaseId, ResourceName, Timestamp};
 use crate::core::lease::{Handle, LeaseIntent, LeaseState};
 use crate::core::permission::Permission;
+use crate::failpoint::{self, Point};
 use crate::identity::VerifiedAgent;
+use crate::mutation::Mutation;
 use crate::store::{Expect, StoreError};
 
 use super::{Broker, BrokerError, CONFLICT_TRIES_MAX, Rules};
@@ -71,8 +72,6 @@ impl Drop for Landing<'_> {
 /// Credentials under one grant, ended ones too: each asking costs records, also when the target is down or the last
 /// one is replaced again and again.
 pub const LEASES_PER_GRANT_MAX: usize = 500;
-/// How often a lease whose answer couldn't be recorded is tried again.
-const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
 impl Broker {
     /// Hands over the credentials of a grant, once. Two calls at once with one key are one flight with one answer.
@@ -98,7 +97,7 @@ impl Broker {
                 None => {
                     let broker = Arc::clone(self);
                     // A task of its own: the caller may go away, the flight ends properly.
-                    let task = self.driver.mints.spawn(async move {
+                    let task = self.spawn_mint(async move {
                         let _landing = Landing(&broker.flights, id);
                         broker.issue(id, replace).await.map(Arc::new)
                     });
@@ -135,6 +134,7 @@ impl Broker {
         }
         self.clocks_agree(&rules, &grant)?;
         self.leave_nothing_behind(&grant, replace).await?;
+        failpoint::at(Point::MintAsked);
         let (grant, intents, mut minted) = self.intend(&rules, id).await?;
         let context = mint_context(&grant, self.clock.passed());
         // Each in a task of its own, run to its end: a mint that is dropped half-way leaks (TARGETS).
@@ -145,7 +145,7 @@ impl Broker {
             .map(|(intent, connector)| {
                 let (broker, context) = (Arc::clone(self), context.clone());
                 let (of, at) = (intent.clone(), Arc::clone(&connector));
-                (of, at, self.driver.mints.spawn(async move { broker.mint_one(connector, intent, context).await }))
+                (of, at, self.spawn_mint(async move { broker.mint_one(connector, intent, context).await }))
             })
             .collect();
         let mut failure = None;
@@ -174,6 +174,7 @@ impl Broker {
         let mut credentials: Vec<IssuedCredential> = minted.into_values().collect();
         let order = |r: &ResourceName| grant.request.permissions.iter().position(|p| p.resource == *r);
         credentials.sort_by_key(|c| order(&c.resource));
+        failpoint::at(Point::ReleaseReady);
         Ok(Issued { grant: id, ends_at, credentials })
     }
 
@@ -241,16 +242,17 @@ impl Broker {
                 | LeaseState::Absent { .. } => {}
             }
         }
-        if released && !replace {
+        if released && !replace && !Mutation::HandOverTwice.is_on() {
             return Err(BrokerError::AlreadyReleased);
+        }
+        // First the record of the alarm: a broker that stops in between must not have replaced in silence.
+        if released && !Mutation::HandOverTwice.is_on() {
+            tracing::warn!(grant = %grant.id, "credentials that had been handed over were asked for again and replaced");
+            self.note(BrokerEvent::Replaced { grant: grant.id }).await?;
         }
         for (lease, was_released) in live {
             let why = if was_released { "replaced: asked for again" } else { "never handed over" };
             self.command(grant.id, &Command::RevokeLease { lease, why: why.to_owned() }, true).await?;
-        }
-        if released {
-            tracing::warn!(grant = %grant.id, "credentials that had been handed over were asked for again and replaced");
-            self.note(BrokerEvent::Replaced { grant: grant.id }).await?;
         }
         Ok(())
     }
@@ -298,6 +300,7 @@ impl Broker {
                     continue;
                 }
                 let made = connector.mint(intent, None, &context).await.map_err(|e| not_now(&e))?;
+                failpoint::at(Point::MintLocal);
                 let Some(grant) = &mut after else { continue };
                 let live = live_command(intent.lease, &made, true);
                 for event in decide(grant, &live, now)? {
@@ -310,10 +313,19 @@ impl Broker {
                 }
                 minted.insert(intent.lease, issued(intent.lease, &intent.permission.resource, made));
             }
+            if Mutation::MintBeforeIntent.is_on() {
+                for intent in &intents {
+                    let connector = rules.connectors.get(&intent.target).ok_or_else(gone)?;
+                    let _ = connector.mint(intent, None, &context).await;
+                }
+            }
             // Ancestors must be in force at this very moment (guarantee 7): their end changes their version.
             let expect = self.ancestors(&grant, now).await?;
             match self.append(&grant, events, expect, now, false).await {
-                Ok(_) => return Ok((grant, intents, minted)),
+                Ok(_) => {
+                    failpoint::at(Point::MintIntended);
+                    return Ok((grant, intents, minted));
+                }
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -368,6 +380,7 @@ impl Broker {
             Err(error) => return Err(self.mint_failed(&connector, &intent, &error).await),
         };
         if let Some(handle) = &handle {
+            failpoint::at(Point::MintHandle);
             let prepared = Command::Prepared { lease, handle: handle.clone() };
             let grant = match self.command(id, &prepared, false).await {
                 Ok(grant) => grant,
@@ -384,12 +397,18 @@ impl Broker {
                 self.doubt(&connector, &intent, why, None).await;
                 return Err(BrokerError::Over { why: grant.state.word().to_owned() });
             }
+            failpoint::at(Point::MintPrepared);
         }
         match connector.mint(&intent, handle.as_ref(), &context).await {
+            Ok(made) if Mutation::ReleaseBeforeAppend.is_on() => {
+                Ok((lease, issued(lease, &intent.permission.resource, made)))
+            }
             Ok(made) => {
+                failpoint::at(Point::MintMade);
                 let live = live_command(lease, &made, true);
                 match self.command(id, &live, false).await {
                     Ok(grant) => {
+                        failpoint::at(Point::MintLive);
                         let released = grant
                             .leases
                             .get(&lease)
@@ -399,6 +418,12 @@ impl Broker {
                         }
                         // Over meanwhile: the secret is dropped here, and the driver ends the lease.
                         Err(BrokerError::Over { why: grant.state.word().to_owned() })
+                    }
+                    Err(error @ BrokerError::Refused(_)) => {
+                        // This node was taken for dead meanwhile, and the lease was proven to be gone. Now it exists.
+                        drop(made.credential);
+                        self.end_stray(&connector, &intent, made.handle);
+                        Err(error)
                     }
                     Err(error) => {
                         // Not recorded, so not released. It exists: end it now, and record it as soon as that works.
@@ -413,71 +438,27 @@ impl Broker {
         }
     }
 
-    async fn mint_failed(
-        self: &Arc<Self>,
-        connector: &Arc<dyn Connector>,
-        intent: &LeaseIntent,
-        error: &MintError,
-    ) -> BrokerError {
-        match error {
-            MintError::NotMinted { why, .. } => {
-                let command = Command::NotMinted { lease: intent.lease, why: why.clone() };
-                if let Err(unrecorded) = self.command(intent.grant, &command, true).await {
-                    tracing::warn!(lease = %intent.lease, %unrecorded, "the outcome of a mint could not be recorded yet");
-                    self.settle_later(connector, intent, why.clone(), None);
-                }
-            }
-            MintError::Unknown { why, handle } => self.doubt(connector, intent, why.clone(), handle.clone()).await,
-        }
-        not_now(error)
-    }
-
-    /// After this moment, nothing of a mint that is abandoned now can still be under way at its target.
-    pub(super) fn not_before(&self, connector: &dyn Connector) -> Timestamp {
-        self.now().plus_ms(u64::try_from(connector.mint_deadline().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    /// Says that a lease is in doubt: now, or as soon as that can be recorded.
-    async fn doubt(
-        self: &Arc<Self>,
-        connector: &Arc<dyn Connector>,
-        intent: &LeaseIntent,
-        why: String,
-        handle: Option<Handle>,
-    ) {
-        let not_before = self.not_before(connector.as_ref());
-        let command = Command::Unknown { lease: intent.lease, why: why.clone(), handle: handle.clone(), not_before };
-        if let Err(unrecorded) = self.command(intent.grant, &command, true).await {
-            tracing::warn!(lease = %intent.lease, %unrecorded, "the outcome of a mint could not be recorded yet");
-            self.settle_later(connector, intent, why, handle);
-        }
-    }
-
-    /// What became of a mint could not be recorded: keep trying to say that this lease is in doubt, whatever the
-    /// journal answers, until it is said or the lease is somewhere else by now. If the broker stops before that,
-    /// start-up finds it `Intended` and says the same.
-    fn settle_later(
-        self: &Arc<Self>,
-        connector: &Arc<dyn Connector>,
-        intent: &LeaseIntent,
-        why: String,
-        handle: Option<Handle>,
-    ) {
-        let not_before = self.not_before(connector.as_ref());
-        let (broker, id, lease) = (Arc::clone(self), intent.grant, intent.lease);
-        let command = Command::Unknown { lease, why, handle, not_before };
-        self.driver.mints.spawn(async move {
-            loop {
-                match broker.command(id, &command, true).await {
-                    Ok(_) | Err(BrokerError::Refused(_) | BrokerError::NotFound) => return,
-                    Err(_) if broker.stopping() => return,
-                    Err(error) => {
-                        tracing::warn!(%lease, %error, "a lease in doubt could not be recorded yet");
-                        broker.or_stop(broker.clock.clock().sleep(RECORD_AGAIN)).await;
+    /// Ends at its target what was made for a lease that is over on the record: at once, and if that fails, the sweep
+    /// does it like with everything that no lease explains.
+    fn end_stray(self: &Arc<Self>, connector: &Arc<dyn Connector>, intent: &LeaseIntent, handle: Handle) {
+        let (broker, connector, intent) = (Arc::clone(self), Arc::clone(connector), intent.clone());
+        // Nobody waits for it but `stop`.
+        drop(self.spawn_mint(async move {
+            let found = Found { name: intent.name.clone(), handle };
+            match connector.revoke_found(&found, broker.clock.passed()).await {
+                Ok(gone) => {
+                    tracing::warn!(lease = %intent.lease, "a mint came back after its lease was over; it is ended");
+                    let name = intent.name.clone();
+                    let gone = BrokerEvent::OrphanGone { target: intent.target.clone(), name, evidence: gone.evidence };
+                    if let Err(why) = broker.tell(&intent.target, &intent.name, Some(gone)).await {
+                        tracing::warn!(lease = %intent.lease, why, "its end could not be recorded yet");
                     }
                 }
+                Err(error) => {
+                    tracing::error!(lease = %intent.lease, %error, "a mint came back after its lease was over; the next sweep ends it");
+                }
             }
-        });
+        }));
     }
 
     /// Guarantee 10: while the wall clock and the broker's own are apart, nothing is minted that expires by the first.
@@ -504,7 +485,7 @@ fn issued(lease: LeaseId, resource: &ResourceName, made: Minted) -> IssuedCreden
     IssuedCredential { lease, resource: resource.clone(), credential: made.credential, not_after: made.not_after }
 }
 
-fn not_now(error: &MintError) -> BrokerError {
+pub(super) fn not_now(error: &MintError) -> BrokerError {
     let retry_after = match error {
         MintError::NotMinted { transient: false, .. } => 60,
         MintError::NotMinted { .. } | MintError::Unknown { .. } => 5,

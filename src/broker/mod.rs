@@ -4,7 +4,9 @@
 //! Each use case is the same five steps: read, ask policy, `decide`, append, answer. Effects at targets are made
 //! by `mint.rs` (after the intent is durable) and by `driver.rs` (from what is durable), never by a decision.
 
+pub mod attest;
 mod budget;
+mod doubt;
 pub mod driver;
 pub mod end;
 mod endings;
@@ -20,9 +22,11 @@ pub mod review;
 pub mod rules;
 pub mod run_clock;
 pub mod sentence;
+mod settle;
 pub mod started;
 pub mod sweep;
 pub mod told;
+mod turns;
 pub mod vote;
 
 use std::sync::Arc;

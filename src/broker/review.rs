@@ -5,13 +5,12 @@ use std::sync::Arc;
 use crate::core::event::Event;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, Timestamp};
-use crate::core::lease::LeaseState;
+use crate::core::lease::{Absence, Lease, LeaseState};
 use crate::policy::PersonAction;
 use crate::store::{Recorded, engine::over_at};
 use crate::wire::reviewer::{FreezeView, IdentityFacts, PermissionFacts, Queue, Review, Row, TimelineEntry, VoteView};
 use crate::wire::words::{Told, grant_event};
 
-use super::told::leases;
 use super::vote::Reviewer;
 use super::{Broker, BrokerError, Rules, sentence};
 
@@ -128,7 +127,7 @@ impl Broker {
                 })
                 .collect(),
             timeline,
-            leases: leases(&grant),
+            leases: self.leases(&grant),
             similar,
             now,
         })
@@ -205,13 +204,9 @@ fn row(rules: &Rules, grant: &Grant, now: Timestamp, mine: bool) -> Row {
         GrantState::Requested => None,
         _ => Some(over_at(grant)),
     };
-    let stuck = grant
-        .open_leases()
-        .filter(|l| match &l.state {
-            LeaseState::Revoking { progress, .. } | LeaseState::Unknown { progress, .. } => progress.attempts > 0,
-            _ => false,
-        })
-        .count();
+    let stuck = grant.open_leases().filter(|l| l.resists()).count();
+    let is_attested = |l: &&Lease| matches!(l.state, LeaseState::Absent { absence: Absence::Attested { .. }, .. });
+    let attested = grant.leases.values().filter(is_attested).count();
     Row {
         id: grant.id,
         state: grant.state.word().to_owned(),
@@ -222,6 +217,7 @@ fn row(rules: &Rules, grant: &Grant, now: Timestamp, mine: bool) -> Row {
         until,
         secs_left: until.map_or(0, |u| u.ms_since(now) / 1000),
         stuck: u32::try_from(stuck).unwrap_or(u32::MAX),
+        attested: u32::try_from(attested).unwrap_or(u32::MAX),
         mine,
     }
 }

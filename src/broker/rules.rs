@@ -23,7 +23,7 @@ pub struct Rules {
     /// What can be asked for.
     pub catalogue: Catalogue,
     /// The policies.
-    pub engine: Engine,
+    pub engine: Arc<Engine>,
     /// Target → its connector.
     pub connectors: BTreeMap<ResourceName, Arc<dyn Connector>>,
 }

@@ -8,8 +8,10 @@ use crate::core::decide::Command;
 use crate::core::digest::Digest;
 use crate::core::event::{BrokerEvent, EndCause, Event};
 use crate::core::grant::{Grant, GrantState};
-use crate::core::id::GrantId;
+use crate::core::id::{GrantId, Timestamp};
 use crate::core::lease::{LeaseIntent, LeaseState};
+use crate::failpoint::{self, Point};
+use crate::mutation::Mutation;
 use crate::store::Batch;
 
 use super::endings::What;
@@ -36,7 +38,7 @@ impl Broker {
     /// it can be called again: what is done isn't done twice.
     pub async fn start_up(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
         if *self.run.lock() == Run::Unrecorded {
-            if let Err(error) = self.record_start(start, hashes).await {
+            if let Err(error) = self.record_start(start, start.clock_set_back, hashes).await {
                 if start.clock_set_back {
                     // Endings don't wait for the record (guarantee 8).
                     let open = self.store.open_grants().await?;
@@ -46,10 +48,12 @@ impl Broker {
                 }
                 return Err(error);
             }
+            failpoint::at(Point::StartRecorded);
             *self.run.lock() = Run::Recorded;
         }
         let rules = self.rules();
         let mut outcome = Ok(());
+        self.settle_abandoned("the broker stopped while it was being minted").await?;
         for grant in self.store.open_grants().await? {
             match self.settle_left(&rules, &grant, start).await {
                 // The others are settled all the same.
@@ -59,6 +63,11 @@ impl Broker {
         }
         outcome?;
         self.enforce_freezes().await;
+        if start.clock_set_back {
+            // Said again, as settled: until this is on record, the next run does all of it once more (guarantee 10).
+            self.record_start(start, false, hashes).await?;
+        }
+        failpoint::at(Point::StartSettled);
         *self.run.lock() = Run::Started;
         Ok(())
     }
@@ -67,7 +76,7 @@ impl Broker {
     /// meanwhile (guarantee 8), and nothing else does.
     pub fn start_later(self: &Arc<Self>, start: Start, hashes: BTreeMap<String, Digest>) {
         let broker = Arc::clone(self);
-        self.driver.tracker.spawn(async move {
+        self.spawn(async move {
             while !broker.stopping() {
                 broker.or_stop(broker.clock.clock().sleep(START_AGAIN)).await;
                 match broker.start_up(start, &hashes).await {
@@ -95,7 +104,12 @@ impl Broker {
     }
 
     /// Urgent: a full disk must not keep endings from going on after a restart (guarantee 8).
-    async fn record_start(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
+    async fn record_start(
+        &self,
+        start: Start,
+        clock_set_back: bool,
+        hashes: &BTreeMap<String, Digest>,
+    ) -> Result<(), BrokerError> {
         let clock = self.clock.clock();
         let began = BrokerEvent::RunStarted {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -103,7 +117,7 @@ impl Broker {
             boot_ms: clock.boot_ms(),
             wall: clock.wall(),
             starts_at: start.at,
-            clock_set_back: start.clock_set_back,
+            clock_set_back,
         };
         let events = [began, BrokerEvent::ConfigurationLoaded { hashes: hashes.clone() }];
         let events = events.map(|what| Event::Broker { what }).to_vec();
@@ -111,21 +125,51 @@ impl Broker {
         Ok(())
     }
 
+    /// Says of every lease whose mint nobody goes on with that it is in doubt: what an earlier run left, or another node
+    /// that is gone. A mint belongs to the run that intended it; what another node is at is left to it.
+    pub(super) async fn settle_abandoned(&self, why: &str) -> Result<(), BrokerError> {
+        let abandoned = self.store.abandoned().await?;
+        if abandoned.is_empty() || Mutation::ForgetIntended.is_on() {
+            return Ok(());
+        }
+        // What became of them may be on record by now, from another node.
+        self.store.refresh().await?;
+        let (rules, mut outcome) = (self.rules(), Ok(()));
+        for (id, lease) in abandoned {
+            let Some(grant) = self.store.head(id).await? else { continue };
+            let Some(lease) = grant.leases.get(&lease).filter(|l| matches!(l.state, LeaseState::Intended)) else {
+                continue;
+            };
+            match self.in_doubt(&rules, id, &lease.intent, why).await {
+                // Somebody else said so meanwhile.
+                Ok(()) | Err(BrokerError::Refused(_)) => {}
+                // The others are settled all the same.
+                Err(error @ (BrokerError::Unavailable(_) | BrokerError::Unrecorded(_))) => outcome = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        outcome
+    }
+
     async fn settle_left(&self, rules: &Rules, grant: &Grant, start: Start) -> Result<(), BrokerError> {
         let now = self.now();
         for lease in grant.leases.values() {
             let id = lease.intent.lease;
             match &lease.state {
-                LeaseState::Intended => {
-                    let why = "the broker stopped while it was being minted";
-                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
-                }
-                // What the last run put off until a moment that its clock had wrong is due now (guarantee 10).
+                // What an earlier run put off until a moment that its clock had wrong is due now (guarantee 10).
                 LeaseState::Unknown { since, .. } if start.clock_set_back && now < *since => {
                     let why = "the clock was set back; it is looked for as if that was noticed now";
                     self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
-                LeaseState::Revoking { since, progress }
+                // Its mint may be under way still, though the clock says that the time for that is over (guarantee 5).
+                LeaseState::Unknown { not_before, .. }
+                    if start.may_have_leapt && *not_before < self.not_under_way(rules, &lease.intent) =>
+                {
+                    let why = "the clock may have leapt while the broker was down; it is looked for as if that was noticed now";
+                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
+                }
+                // That it was noticed by a right clock says nothing of the one by which it was tried last.
+                LeaseState::Revoking { since, progress } | LeaseState::Unknown { since, progress, .. }
                     if start.clock_set_back && now < progress.next_try.unwrap_or(*since) =>
                 {
                     let why = "the clock was set back; it is tried again at once".to_owned();
@@ -154,10 +198,17 @@ impl Broker {
 
     /// Says of a lease that its mint is in doubt, and looks for it once no mint can be under way any more.
     async fn in_doubt(&self, rules: &Rules, id: GrantId, intent: &LeaseIntent, why: &str) -> Result<(), BrokerError> {
-        let connector = rules.connectors.get(&intent.target);
-        let not_before = connector.map_or(self.now(), |c| self.not_before(c.as_ref()));
+        let not_before = self.not_under_way(rules, intent);
         let command = Command::Unknown { lease: intent.lease, why: why.to_owned(), handle: None, not_before };
-        self.command(id, &command, true).await.map(|_| ())
+        self.command(id, &command, true).await?;
+        failpoint::at(Point::StartDoubted);
+        Ok(())
+    }
+
+    /// After this moment, nothing of a mint that the last run began can be under way at its target.
+    fn not_under_way(&self, rules: &Rules, intent: &LeaseIntent) -> Timestamp {
+        let connector = rules.connectors.get(&intent.target);
+        connector.map_or(self.now(), |c| self.not_before(c.as_ref()))
     }
 
     /// Records that the run ended in good order.

@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use crate::connector::{Connector, Found};
 use crate::core::event::{BrokerEvent, Event};
 use crate::core::id::ResourceName;
+use crate::failpoint::{self, Point};
+use crate::mutation::Mutation;
 use crate::store::{BATCH_EVENTS_MAX, Batch};
 
 use super::{Broker, BrokerError};
@@ -18,9 +20,13 @@ pub(super) type Strange = HashMap<String, (u64, bool)>;
 impl Broker {
     /// Sweeps one target once. `Err` says what is to be tried again soon.
     pub(super) async fn sweep(&self, target: &ResourceName, connector: &dyn Connector) -> Result<(), String> {
+        if Mutation::NoSweep.is_on() {
+            return Ok(());
+        }
         // What can't be told now is told later: endings don't wait for it (guarantee 8).
         let mut again = self.tell_all().await.err();
         let first: BTreeSet<String> = self.unexplained(connector).await?.into_iter().map(|f| f.name).collect();
+        failpoint::at(Point::SweepListed);
         // A lease that ended while the list was made looks strange too: look again before saying so.
         let mut strange = if first.is_empty() { Vec::new() } else { self.unexplained(connector).await? };
         strange.retain(|found| first.contains(&found.name));
@@ -30,12 +36,15 @@ impl Broker {
             if self.is_explained(connector, &found).await? {
                 continue;
             }
+            failpoint::at(Point::SweepFound);
             match connector.revoke_found(&found, self.clock.passed()).await {
                 Ok(gone) => {
+                    failpoint::at(Point::SweepEnded);
                     tracing::warn!(%target, name = %found.name, "no lease explained this at a target; it is ended");
                     let name = found.name.clone();
                     let gone = BrokerEvent::OrphanGone { target: target.clone(), name, evidence: gone.evidence };
                     again = self.tell(target, &found.name, Some(gone)).await.err().or(again);
+                    failpoint::at(Point::SweepTold);
                 }
                 Err(error) => {
                     // So young that its mint may be on its way into the record, mostly. After the longest mint, it is told.
@@ -78,6 +87,9 @@ impl Broker {
         connector: &dyn Connector,
         found: &Found,
     ) -> Result<bool, String> {
+        if Mutation::SweepEverything.is_on() {
+            return Ok(false);
+        }
         Ok(known.contains(&found.name)
             || connector.keys(&found.handle).iter().any(|k| known.contains(k))
             || self.store.lease_named(&found.name).await.map_err(|e| e.to_string())?.is_some())
@@ -100,7 +112,12 @@ impl Broker {
     }
 
     /// Records that it was found, once a run, and what became of it. Endings don't wait for this record (guarantee 8).
-    async fn tell(&self, target: &ResourceName, name: &str, gone: Option<BrokerEvent>) -> Result<(), String> {
+    pub(super) async fn tell(
+        &self,
+        target: &ResourceName,
+        name: &str,
+        gone: Option<BrokerEvent>,
+    ) -> Result<(), String> {
         let told = {
             let mut all = self.driver.strange.lock();
             let entry = all.get_mut(target).and_then(|known| known.get_mut(name));

@@ -5,7 +5,7 @@ use crate::core::event::DeniedBy;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::lease::{Absence, Lease, LeaseState};
 use crate::identity::VerifiedAgent;
-use crate::wire::agent::{CatalogueView, GrantView, LeaseView, ResourceView};
+use crate::wire::agent::{Attested, CatalogueView, GrantView, LeaseView, ResourceView};
 
 use super::{Broker, Rules};
 
@@ -55,8 +55,19 @@ impl Broker {
             reason,
             rule,
             sentence: assessed.map(|a| a.approvable.sentence.clone()),
-            leases: leases(grant),
+            leases: self.leases(grant),
         }
+    }
+
+    /// The leases of a grant, oldest first.
+    pub fn leases(&self, grant: &Grant) -> Vec<LeaseView> {
+        let mut all: Vec<&Lease> = grant.leases.values().collect();
+        all.sort_by_key(|l| l.intent.intended_at);
+        let told = |lease: &&Lease| {
+            let away = lease.resists().then(|| self.away(&lease.intent.target)).flatten();
+            LeaseView { away, ..lease_view(grant, lease) }
+        };
+        all.iter().map(told).collect()
     }
 
     /// What this agent may ask for.
@@ -104,13 +115,6 @@ pub fn review_url(rules: &Rules, grant: &Grant) -> String {
     format!("{}/grants/{}", rules.config.broker.reviewer_url.trim_end_matches('/'), grant.id)
 }
 
-/// The leases of a grant, oldest first.
-pub fn leases(grant: &Grant) -> Vec<LeaseView> {
-    let mut out: Vec<&Lease> = grant.leases.values().collect();
-    out.sort_by_key(|l| l.intent.intended_at);
-    out.into_iter().map(|l| lease_view(grant, l)).collect()
-}
-
 fn lease_view(grant: &Grant, lease: &Lease) -> LeaseView {
     let mut view = LeaseView {
         lease: lease.intent.lease,
@@ -118,10 +122,12 @@ fn lease_view(grant: &Grant, lease: &Lease) -> LeaseView {
         state: String::new(),
         name: lease.intent.name.clone(),
         evidence: None,
+        attested: None,
         at: None,
         attempts: 0,
         last_error: None,
         next_try: None,
+        away: None,
         seen: grant.seen.get(&lease.intent.lease).cloned().unwrap_or_default(),
     };
     match &lease.state {
@@ -152,6 +158,9 @@ fn lease_view(grant: &Grant, lease: &Lease) -> LeaseView {
             match absence {
                 Absence::Proven { evidence } => view.evidence = Some(evidence.clone()),
                 Absence::NotMinted { why } => view.last_error = Some(why.clone()),
+                Absence::Attested { by, reason } => {
+                    view.attested = Some(Attested { by: by.to_string(), reason: reason.clone() });
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A reviewer votes. Policy is asked again at that moment, with everything that is held by then.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::core::decide::{Command, PolicySaid};
@@ -7,6 +8,7 @@ use crate::core::event::BrokerEvent;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, PersonId};
 use crate::core::vote::{REASON_CHARS_MAX, Verdict, Vote};
+use crate::mutation::Mutation;
 use crate::policy::{GrantFacts, On, PersonAction, PersonFacts};
 use crate::wire::reviewer::VoteRequest;
 
@@ -128,7 +130,12 @@ impl Broker {
                 at: now,
             };
             let overdue = crate::core::decide::is_overdue(&grant, now);
-            let events = crate::core::decide::decide(&grant, &Command::Vote { vote, excluded, parent_ends_at }, now)?;
+            let (judged, vote, excluded) = if cfg!(feature = "mutations") {
+                misjudged(&grant, vote, excluded)
+            } else {
+                (Arc::clone(&grant), vote, excluded)
+            };
+            let events = crate::core::decide::decide(&judged, &Command::Vote { vote, excluded, parent_ends_at }, now)?;
             let mut expect: Vec<Expect> = parent.iter().map(|p| Expect::Version(p.id, p.version)).collect();
             expect.push(Expect::FreezeEpoch(freezes.epoch));
             match self.append(&grant, events, expect, now, false).await {
@@ -217,4 +224,29 @@ pub(super) fn require(rules: &Rules, by: &Reviewer, action: PersonAction, grant:
         permissions: grant.request.permissions.clone(),
     };
     allowed(rules, by, action, On::Grant(&facts))
+}
+
+/// The grant, the vote and whom it excludes, as a broker with one of the deliberate faults sees them.
+fn misjudged(
+    grant: &Arc<Grant>,
+    mut vote: Vote,
+    mut excluded: BTreeSet<PersonId>,
+) -> (Arc<Grant>, Vote, BTreeSet<PersonId>) {
+    let mut seen = (**grant).clone();
+    if let Some(assessed) = seen.assessed.as_ref().filter(|_| Mutation::VoteNotBound.is_on()) {
+        vote.digest = assessed.digest;
+    }
+    if Mutation::SamePersonTwice.is_on() {
+        for (n, earlier) in seen.votes.iter_mut().enumerate() {
+            if let Ok(person) = format!("{}-{n}", earlier.person).parse() {
+                earlier.person = person;
+            }
+        }
+    }
+    if Mutation::OwnerVotes.is_on() {
+        seen.request.agent.owner = None;
+        seen.request.excluded_voters.clear();
+        excluded.clear();
+    }
+    (Arc::new(seen), vote, excluded)
 }
