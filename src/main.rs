@@ -4,6 +4,8 @@ use clap::Parser;
 use countersign::cli::{self, Cli};
 
 fn main() -> std::process::ExitCode {
+    #[cfg(feature = "failpoints")]
+    countersign::failpoint::arm();
     let filter = tracing_subscriber::EnvFilter::try_from_env("COUNTERSIGN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,countersign=info"));
     let quiet =

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::note::{Signer, Verifier};
 use crate::broker::{Broker, BrokerError, Mode, Parts, Rules, RunClock, build, run_clock};
-use crate::config::{Loaded, Problem};
+use crate::config::{Loaded, Problem, StoreConfig};
 use crate::core::digest::Digest;
 use crate::identity::agents::Identities;
 use crate::identity::mtls::mtls_server_config;
@@ -21,14 +21,15 @@ use crate::identity::reviewer::ReviewerLogin;
 use crate::keys::random::SystemRandom;
 use crate::keys::{Keys, Origin};
 use crate::policy::Engine;
+use crate::runtime::Runtime;
 use crate::server::listen::{Listener, serve};
 use crate::server::session::Sessions;
 use crate::server::tls::{OwnCertificate, server_config};
 use crate::server::{App, Shared, agent_api, metrics, pages};
-use crate::store::{Store, embedded};
+use crate::store::embedded;
 use crate::time::{Clock, SystemClock};
 
-use super::CliError;
+use super::{CliError, open_store};
 
 /// How often keys and certificates are looked after.
 const UPKEEP: Duration = Duration::from_secs(60);
@@ -41,8 +42,8 @@ const DEV_SESSION_SECS: [u64; 3] = [12 * 3600, 24 * 3600, 24 * 3600];
 pub struct Running {
     /// What its handlers share.
     pub app: Shared,
-    /// What the store said when it was opened.
-    pub report: embedded::Report,
+    /// Records that were there when the store was opened.
+    pub records: u64,
     /// Where the journal is, and the key that signs its checkpoints.
     pub journal: (PathBuf, Verifier),
     stop: CancellationToken,
@@ -89,8 +90,10 @@ pub fn edge(loaded: &Loaded, clock: &Arc<dyn Clock>) -> Result<Edge, Vec<Problem
 
 /// Starts a broker. When this returns, it answers.
 pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let runtime: Arc<dyn Runtime> = Arc::new(SystemClock);
+    let clock: Arc<dyn Clock> = runtime.clone();
     let data_dir = loaded.base.join(&loaded.config.broker.data_dir);
+    embedded::restore::refuse_unfinished(&data_dir).map_err(CliError::said)?;
     std::fs::create_dir_all(&data_dir)
         .map_err(|e| CliError::said(format!("can't make the data folder {}: {e}", data_dir.display())))?;
     let origin = if mode == Mode::Dev { Origin::Dev } else { Origin::Serve };
@@ -99,16 +102,10 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
     let signer = Signer::from_keys(&name, Arc::clone(&keys.checkpoints)).map_err(CliError::said)?;
     let verifier = signer.verifier();
     let earlier = keys.checkpoints.public_keys().into_iter().map(|public| Verifier::of(&name, public)).collect();
-    let (store, report) =
-        embedded::open(&data_dir, Arc::clone(&clock), Some(signer), earlier).map_err(CliError::said)?;
-    if let Some(cut) = &report.cut {
-        let kept = cut.kept_in.display();
-        tracing::warn!(bytes = cut.bytes, seq = cut.seq, %kept, "an unfinished write was cut from the journal's end");
-    }
-    if let Some(why) = &report.rebuilt {
-        tracing::warn!(%why, replayed = report.replayed, "the view was rebuilt from the journal");
-    }
-    let store: Arc<dyn Store> = Arc::new(store);
+    let opened =
+        open_store::open(&loaded.config, &loaded.base, &data_dir, Arc::clone(&runtime), &keys, signer, earlier).await?;
+    let (store, records) = (opened.store, opened.records);
+    let shares_keys = !matches!(loaded.config.store, StoreConfig::Embedded);
     let (last_run, last_at) = store.last_run().await.map_err(CliError::said)?;
     let start = run_clock::start(last_run.as_ref(), last_at, clock.as_ref());
 
@@ -132,8 +129,8 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
 
     let broker = Broker::new(Parts {
         store,
-        rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine, connectors },
-        clock: RunClock::new(Arc::clone(&clock), start.at),
+        rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine: Arc::new(engine), connectors },
+        clock: RunClock::new(runtime, start.at),
         random: Arc::new(SystemRandom),
         names: Arc::clone(&keys.names),
         prefix,
@@ -219,7 +216,8 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
                     () = stop.cancelled() => return,
                     () = clock.sleep(UPKEEP) => {}
                 }
-                if let Err(error) = keys.tick(clock.wall()) {
+                // Keys that several nodes share are the operator's to change, on all at once.
+                if !shares_keys && let Err(error) = keys.tick(clock.wall()) {
                     tracing::error!(%error, "the signing keys can't be looked after");
                 }
                 if let Some((own, cert, key)) = &certificate
@@ -233,7 +231,7 @@ pub async fn start(loaded: Loaded, mode: Mode) -> Result<Running, CliError> {
     tasks.spawn(upkeep);
     tasks.close();
     app.ready.store(true, Ordering::Release);
-    Ok(Running { app, report, journal: (embedded::journal_dir(&data_dir), verifier), stop, tasks })
+    Ok(Running { app, records, journal: (embedded::journal_dir(&data_dir), verifier), stop, tasks })
 }
 
 impl Running {
@@ -253,7 +251,7 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, CliError> {
 }
 
 /// The journal's name in checkpoints: the broker's host and `/journal`.
-fn journal_name(issuer: &str) -> String {
+pub fn journal_name(issuer: &str) -> String {
     let host = url::Url::parse(issuer).ok().and_then(|u| u.host_str().map(str::to_owned));
     format!("{}/journal", host.unwrap_or_else(|| "countersign".to_owned()))
 }

@@ -46,12 +46,27 @@ enum What {
     Tail(TailArgs),
     /// All that was recorded of one grant
     Show(ShowArgs),
+    /// Write the record of a broker with a database as a journal folder, for the commands above or an archive
+    Export(ExportArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  countersign audit export --config /etc/countersign/countersign.toml --to today && countersign audit verify today")]
+struct ExportArgs {
+    /// The configuration of any node: [store] names the database
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// A new folder
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
 }
 
 /// Where the journal is.
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
-struct Place {
+pub(super) struct Place {
     /// The broker's data folder (or the journal folder in it)
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -122,15 +137,50 @@ struct ShowArgs {
 }
 
 /// Runs one of them.
-pub fn run(args: Args) -> Result<i32, CliError> {
+pub async fn run(args: Args) -> Result<i32, CliError> {
     match args.what {
+        What::Export(args) => export(&args).await,
         What::Verify(args) => run_verify(args),
         What::Tail(args) => tail(&args),
         What::Show(args) => show(&args),
     }
 }
 
+/// Only `[store]` of the configuration is looked at: an auditor can't read the broker's other secrets.
+async fn export(args: &ExportArgs) -> Result<i32, CliError> {
+    let place = args.config.display();
+    let text = std::fs::read_to_string(&args.config).map_err(|e| CliError::said(format!("can't read {place}: {e}")))?;
+    let table: toml::Table = toml::from_str(&text).map_err(|e| CliError::said(format!("{place}: {}", e.message())))?;
+    let store = table.get("store").cloned().map(toml::Value::try_into::<crate::config::StoreConfig>).transpose();
+    let store = store.map_err(|e| CliError::said(format!("{place}: [store]: {}", e.message())))?.unwrap_or_default();
+    let base = args.config.parent().unwrap_or(Path::new(""));
+    let Some(settings) = super::open_store::way_to(&store, base)? else {
+        return Err(CliError::said(format!(
+            "{place} has no [store] with kind = \"postgres\": its record is a journal folder already"
+        )));
+    };
+    let exported = crate::store::postgres::export(&settings, &args.to).await.map_err(CliError::said)?;
+    print(&format!(
+        "{} records, root {}, in {}\n",
+        exported.last_seq,
+        exported.root,
+        safe(&args.to.display().to_string())
+    ))?;
+    Ok(0)
+}
+
 impl Place {
+    /// The data folder.
+    pub(super) fn data_dir(&self) -> Result<PathBuf, CliError> {
+        match (&self.data_dir, &self.config) {
+            (Some(dir), _) => Ok(dir.clone()),
+            (None, Some(config)) => data_dir_of(config),
+            (None, None) => {
+                Err(CliError::said("which data folder? Give --data-dir DIR, or --config FILE, which names it"))
+            }
+        }
+    }
+
     fn journal(&self) -> Result<PathBuf, CliError> {
         match (&self.data_dir, &self.config) {
             (Some(dir), _) => journal_in(dir),
@@ -160,6 +210,13 @@ fn data_dir_of(config: &Path) -> Result<PathBuf, CliError> {
     let place = config.display();
     let text = std::fs::read_to_string(config).map_err(|e| CliError::said(format!("can't read {place}: {e}")))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| CliError::said(format!("{place}: {}", e.message())))?;
+    let kind = table.get("store").and_then(|s| s.get("kind")).and_then(toml::Value::as_str);
+    if kind.is_some_and(|kind| kind != "embedded") {
+        return Err(CliError::said(format!(
+            "the record of {place} is in a database: write it into a folder with `countersign audit export --config \
+             {place} --to DIR`, and name that"
+        )));
+    }
     let dir = table.get("broker").and_then(|b| b.get("data_dir")).and_then(toml::Value::as_str);
     let dir = dir.ok_or_else(|| CliError::said(format!("{place}: broker.data_dir is missing")))?;
     Ok(config.parent().unwrap_or(Path::new("")).join(dir))
@@ -174,14 +231,7 @@ fn run_verify(args: VerifyArgs) -> Result<i32, CliError> {
     for key in &args.key {
         options.keys.extend(verifiers(key)?);
     }
-    for file in &args.checkpoint {
-        let place = file.display();
-        let mut bytes = Vec::new();
-        std::fs::File::open(file)
-            .and_then(|f| f.take(NOTE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|e| CliError::said(format!("--checkpoint {place}: {e}")))?;
-        options.checkpoints.push((place.to_string(), bytes));
-    }
+    options.checkpoints = checkpoints(&args.checkpoint)?;
     let look = Look::of_stdout();
     let report = if args.remake_head { remake_head(&dir, &options) } else { verify(&dir, &options) };
     match report.map_err(CliError::said)? {
@@ -222,8 +272,21 @@ fn safe_lines(text: &str) -> String {
     text.lines().map(safe).collect::<Vec<_>>().join("\n")
 }
 
+/// Checkpoints that were kept elsewhere: their names and bytes.
+pub(super) fn checkpoints(files: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, CliError> {
+    let read = |file: &PathBuf| {
+        let place = file.display();
+        let mut bytes = Vec::new();
+        std::fs::File::open(file)
+            .and_then(|f| f.take(NOTE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|e| CliError::said(format!("--checkpoint {place}: {e}")))?;
+        Ok((place.to_string(), bytes))
+    };
+    files.iter().map(read).collect()
+}
+
 /// A key as it is printed, or a file with one a line.
-fn verifiers(text: &str) -> Result<Vec<Verifier>, CliError> {
+pub(super) fn verifiers(text: &str) -> Result<Vec<Verifier>, CliError> {
     if let Ok(key) = text.parse() {
         return Ok(vec![key]);
     }

@@ -2,7 +2,7 @@
 
 use crate::wire::agent::{GrantView, LeaseView};
 use crate::wire::times::span;
-use crate::wire::words::{cause_in_words, evidence_in_words, rfc3339};
+use crate::wire::words::{attestation_in_words, cause_in_words, evidence_in_words, rfc3339};
 
 use super::term::{Look, facts, safe};
 
@@ -45,11 +45,18 @@ pub fn leases(look: Look, leases: &[LeaseView]) -> String {
         out.push_str(&format!("\n{}  {state}{at}\n", look.bold(&format!("credential for {}", safe(&lease.resource)))));
         let mut rows = vec![("  named", vec![format!("{} ({})", safe(&lease.name), lease.lease)])];
         rows.extend(lease.evidence.as_ref().map(|e| ("  proof", vec![safe(&evidence_in_words(e))])));
+        let attested = lease.attested.as_ref().map(|a| safe(&attestation_in_words(&a.by, &a.reason)));
+        rows.extend(attested.map(|a| ("  attested", vec![a])));
         if lease.attempts > 0 {
-            let next = lease.next_try.map(|at| format!("; next try {}", rfc3339(at))).unwrap_or_default();
+            let next = match (&lease.away, lease.next_try) {
+                (Some(_), _) => "; next try as soon as its target serves, which is looked at every second".to_owned(),
+                (None, Some(at)) => format!("; next try {}", rfc3339(at)),
+                (None, None) => String::new(),
+            };
             rows.push(("  tried", vec![format!("{} times without success{next}", lease.attempts)]));
         }
         rows.extend(lease.last_error.as_ref().map(|e| ("  because", vec![safe(e)])));
+        rows.extend(lease.away.as_ref().map(|e| ("  target away", vec![safe(e)])));
         let seen = lease.seen.iter().map(|s| {
             let more = s.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default();
             safe(&format!("{}: {}{more}", s.what, s.count))
@@ -92,10 +99,12 @@ mod tests {
                 state: "revoked".to_owned(),
                 name: "cs_x".to_owned(),
                 evidence: Some(Evidence::TargetSaysGone { detail: "no role with OID 7\u{1b}[2J".to_owned() }),
+                attested: None,
                 at: Some(Timestamp(1_700_000_000_000)),
                 attempts: 0,
                 last_error: None,
                 next_try: None,
+                away: None,
                 seen: Vec::new(),
             }],
         }

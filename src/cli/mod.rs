@@ -2,13 +2,17 @@
 
 pub mod agent;
 pub mod assemble;
+pub mod attest;
 pub mod audit;
+pub mod backup;
 pub mod config;
 pub mod demo_api;
 pub mod dev;
 pub mod folder;
 pub mod freeze;
 pub mod grant_text;
+pub mod migrate;
+mod open_store;
 pub mod policy;
 pub mod record_text;
 pub mod review_text;
@@ -46,9 +50,16 @@ impl CliError {
     }
 }
 
+/// What `--version` says. A build that tests can kill from inside says so.
+const VERSION: &str = if cfg!(feature = "failpoints") {
+    concat!(env!("CARGO_PKG_VERSION"), "+failpoints")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// Countersign: credentials for AI agents, for one task, countersigned by a person, and provably gone afterwards.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version, about, max_term_width = 100, after_help = AFTER)]
+#[command(name = "countersign", version = VERSION, about, max_term_width = 100, after_help = AFTER)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -86,6 +97,8 @@ pub enum Command {
     Dev(dev::Args),
     /// Run the broker
     Serve(serve::Args),
+    /// Move the history of a broker with a data folder into a database for several nodes
+    Migrate(migrate::Args),
     /// Get credentials for one task, run a command with them, give them back
     Exec(agent::ExecArgs),
     /// Ask for a grant
@@ -114,6 +127,10 @@ pub enum Command {
     Freeze(reviewer::FreezeArgs),
     /// Read and verify the journal
     Audit(audit::Args),
+    /// Copy the broker's data folder, while the broker runs, and check the copy
+    Backup(backup::BackupArgs),
+    /// Put a backup back as a new data folder: with nothing in force, and never as a fork of a longer history
+    Restore(backup::RestoreArgs),
     /// Check and test policies
     Policy(policy::Args),
     /// Check the configuration
@@ -129,6 +146,7 @@ pub async fn run(cli: Cli) -> Result<i32, CliError> {
         Command::Tour(args) => tour::run(args).await,
         Command::Dev(args) => dev::run(args).await,
         Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
         Command::Exec(args) => agent::exec(args).await,
         Command::Request(args) => agent::request(args).await,
         Command::Status(args) => agent::status(args).await,
@@ -142,7 +160,9 @@ pub async fn run(cli: Cli) -> Result<i32, CliError> {
         Command::Deny(args) => reviewer::deny(args).await,
         Command::Revoke(args) => reviewer::revoke(args).await,
         Command::Freeze(args) => reviewer::freeze(args).await,
-        Command::Audit(args) => audit::run(args),
+        Command::Audit(args) => audit::run(args).await,
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(args).await,
         Command::Policy(args) => policy::run(args),
         Command::Config(args) => config::run(args).await,
         Command::Try(args) => tour::try_credential(args).await,

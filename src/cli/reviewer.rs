@@ -12,13 +12,13 @@ use crate::client::ReviewerClient;
 use crate::client::exec::{EXIT_DENIED, EXIT_PENDING};
 use crate::client::waiting::Waiting;
 use crate::core::digest::Digest;
-use crate::core::id::GrantId;
+use crate::core::id::{GrantId, LeaseId, ResourceName};
 use crate::core::vote::Verdict;
 use crate::wire::reviewer::Review;
 
 use super::grant_text;
 use super::term::{Look, ask, duration, print, print_json, safe};
-use super::{CliError, review_text};
+use super::{CliError, attest, review_text};
 
 pub use super::freeze::{FreezeArgs, freeze};
 
@@ -216,11 +216,27 @@ pub async fn deny(args: DenyArgs) -> Result<i32, CliError> {
 
 /// `revoke`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  countersign revoke gr_06a1v3pz8t5q3r4c9m2x7k0w1h --reason 'wrong table' --wait")]
+#[command(after_help = "\
+Examples:
+  countersign revoke gr_06a1v3pz8t5q3r4c9m2x7k0w1h --reason 'wrong table' --wait
+  countersign revoke --force-absent --target pg-old --reason 'cluster deleted, CHG-1204'
+
+--force-absent is for operators, when a target is gone for good and its credentials can never be proven gone. It is
+recorded as your word, never as a proof, and refused while anything answers at the target's address. Should the target
+come back, a sweep ends what it finds there.")]
 pub struct RevokeArgs {
     /// The grant
-    #[arg(value_name = "GRANT")]
-    id: GrantId,
+    #[arg(value_name = "GRANT", group = "attested", required_unless_present = "force_absent")]
+    id: Option<GrantId>,
+    /// Attest that the target no longer exists, instead of a proof: of the grant, of one credential, or all of a target
+    #[arg(long, conflicts_with = "wait", requires = "attested")]
+    force_absent: bool,
+    /// With --force-absent: one credential
+    #[arg(long, value_name = "LEASE", requires = "force_absent", group = "attested", conflicts_with = "id")]
+    lease: Option<LeaseId>,
+    /// With --force-absent: all at one target
+    #[arg(long, value_name = "NAME", requires = "force_absent", group = "attested", conflicts_with_all = ["id", "lease"])]
+    target: Option<ResourceName>,
     /// Why: it stands in the record
     #[arg(long, value_name = "TEXT")]
     reason: String,
@@ -236,12 +252,17 @@ pub struct RevokeArgs {
 /// Take a grant away.
 pub async fn revoke(args: RevokeArgs) -> Result<i32, CliError> {
     let client = ReviewerClient::stored()?;
-    let mut view = client.revoke(args.id, args.reason).await?;
+    if args.force_absent {
+        let of = attest::of(args.id, args.lease, args.target)?;
+        return attest::attest(&client, of, args.reason, args.json).await;
+    }
+    let id = args.id.ok_or_else(|| CliError::said("name the grant"))?; // clap asks for one
+    let mut view = client.revoke(id, args.reason).await?;
     let mut code = 0;
     if let Some(wait) = args.wait {
         let _waiting = Waiting::quietly("waiting for the proofs");
         let over = |review: &Review| !matches!(review.grant.state.as_str(), "active" | "ending");
-        let after = poll(&client, args.id, wait, over).await?;
+        let after = poll(&client, id, wait, over).await?;
         code = if over(&after) { 0 } else { EXIT_PENDING };
         view = after.grant;
     }

@@ -34,7 +34,7 @@ pub async fn run(args: Args) -> Result<i32, CliError> {
     let running = assemble::start(loaded, Mode::Serve).await?;
     let mut signals = Signals::listen().map_err(CliError::said)?;
     // The key is for `audit verify --key`, on whichever machine that is.
-    let (records, journal_key) = (running.report.records, &running.journal.1);
+    let (records, journal_key) = (running.records, &running.journal.1);
     tracing::info!(%agent, %reviewer, records, %journal_key, "ready");
     signals.told().await;
     tracing::info!("stopping: no new requests; what is in flight finishes");

@@ -15,7 +15,10 @@ use crate::core::id::GrantId;
 use crate::core::secret::Secret;
 use crate::core::vote::Verdict;
 use crate::wire::agent::GrantView;
-use crate::wire::reviewer::{FreezeRequest, FreezeResult, Queue, Review, RevokeRequest, Viewer, VoteRequest};
+use crate::wire::reviewer::{
+    AttestOf, AttestRequest, AttestResult, FreezeRequest, FreezeResult, Queue, Review, RevokeRequest, Viewer,
+    VoteRequest,
+};
 
 use super::{Call, ClientError, tls};
 
@@ -146,6 +149,10 @@ impl ReviewerClient {
     /// Takes a grant away.
     pub async fn revoke(&self, id: GrantId, reason: String) -> Result<GrantView, ClientError> {
         self.post(format!("/api/grants/{id}/revoke"), &RevokeRequest { reason }).await
+    }
+    /// Attests that the target of these credentials no longer exists.
+    pub async fn attest_absent(&self, of: AttestOf, reason: String) -> Result<AttestResult, ClientError> {
+        self.post("/api/attestations".to_owned(), &AttestRequest { of, reason }).await
     }
     /// Ends all that matches and refuses new, or only counts.
     pub async fn freeze(&self, selector: Selector, reason: String, dry_run: bool) -> Result<FreezeResult, ClientError> {

@@ -86,7 +86,7 @@ pub(super) fn check_file<T>(
     }
 }
 
-fn within<T>(item: &Item<'_, T>, key: &str, value: u64, min: u64, max: u64, out: &mut Vec<Problem>) {
+pub(super) fn within<T>(item: &Item<'_, T>, key: &str, value: u64, min: u64, max: u64, out: &mut Vec<Problem>) {
     if !(min..=max).contains(&value) {
         out.push(item.problem(&[key], format!("`{key}` is {value}; it must be from {min} to {max}")));
     }

@@ -123,8 +123,8 @@ fn folders(text: &str) -> Option<(PathBuf, PathBuf)> {
     Some((path("catalogue")?, path("policies")?))
 }
 
-const SECTIONS: [&str; 9] =
-    ["broker", "listen", "spiffe", "issuer", "reviewer_login", "person", "agent", "tier", "limits"];
+const SECTIONS: [&str; 10] =
+    ["broker", "listen", "store", "spiffe", "issuer", "reviewer_login", "person", "agent", "tier", "limits"];
 
 fn read_config(
     source: &Source,
@@ -144,6 +144,7 @@ fn read_config(
     let (mut u_issuer, mut u_person, mut u_agent, mut u_tier) = (vec![], vec![], vec![], vec![]);
     let broker = doc.section("broker", out);
     let listen = doc.section("listen", out);
+    let store = doc.section("store", out);
     let spiffe = doc.section("spiffe", out);
     let issuers = doc.list("issuer", "issuer", &mut u_issuer, out);
     let login = doc.section("reviewer_login", out);
@@ -160,6 +161,9 @@ fn read_config(
     }
     if let Some(l) = &listen {
         check::listen(l, spiffe.is_some() || partial, base, out);
+    }
+    if let Some(s) = &store {
+        super::store::check(s, base, out);
     }
     if let Some(s) = &spiffe {
         check::spiffe(s, &names, base, out);
@@ -197,6 +201,7 @@ fn read_config(
     Some(Config {
         broker: broker?.value,
         listen: listen?.value,
+        store: store.map(|s| s.value).unwrap_or_default(),
         spiffe: spiffe.map(|s| s.value),
         issuer: issuers.into_iter().map(|i| i.value).collect(),
         reviewer_login: login.map(|l| l.value),

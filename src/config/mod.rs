@@ -13,6 +13,7 @@ pub mod load;
 mod reader;
 pub mod request;
 pub mod secret_ref;
+pub mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use catalogue::{Action, Catalogue, Effect, Environment, Resource, Target};
 pub use load::{ConfigError, Hashes, Loaded, Problem};
 pub use secret_ref::SecretRef;
+pub use store::StoreConfig;
 
 use crate::core::id::{PersonId, TierName};
 use crate::core::tier::Tier;
@@ -36,6 +38,9 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Where it listens.
     pub listen: ListenConfig,
+    /// Where the record is kept.
+    #[serde(default)]
+    pub store: StoreConfig,
     /// Whom it believes, SPIFFE side.
     #[serde(default)]
     pub spiffe: Option<SpiffeConfig>,

@@ -110,7 +110,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    const fn folder(self) -> &'static str {
+    pub(crate) const fn folder(self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
             Self::Assertions => "assertions",
@@ -203,6 +203,16 @@ impl Keys {
             checkpoints: Arc::new(CheckpointKeys::ephemeral(now)?),
             names: Arc::new(NameKey::ephemeral()),
         })
+    }
+
+    /// What these keys are known by, without any of them: nodes that share a record must have the same.
+    pub fn known_by(&self) -> Vec<String> {
+        let name = self.names.mark();
+        [&self.tokens.jwks(), &self.assertions.jwks(), &self.checkpoints.jwks()]
+            .map(ToString::to_string)
+            .into_iter()
+            .chain([name])
+            .collect()
     }
 
     /// Does what is due at `now` for every purpose: to be called every few minutes. Says what changed.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::mint::Issued;
 use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{GrantId, TaskName};
+use crate::failpoint::{self, Point};
 use crate::identity::VerifiedAgent;
 use crate::wire::agent::{CredentialsRequest, GrantRequest, GrantView, InvocationReport, TaskCompleted};
 
@@ -55,7 +56,16 @@ impl FromRequestParts<Shared> for Agent {
             let next = "Wait for a decision with ?wait=30s instead of asking again and again.";
             too_often(secs, next)
         })?;
+        up_to_date(app).await;
         Ok(Self(agent))
+    }
+}
+
+/// What other nodes acknowledged before this request is seen by it. If it can't be read, the request goes on with what is
+/// known: endings don't wait (guarantee 8), and everything else is compared with the record when it is written.
+pub async fn up_to_date(app: &Shared) {
+    if let Err(error) = app.broker.store.refresh().await {
+        tracing::warn!(%error, "a request is answered by what this node knows");
     }
 }
 
@@ -261,7 +271,9 @@ async fn credentials(
     let key = idempotency_key(&headers)?;
     let outcome = app.broker.credentials(&agent, grant_id(&id)?, wanted.replace, key.as_deref()).await;
     app.metrics.minted(outcome.is_ok());
-    Ok(issued(&outcome?))
+    let answer = issued(&outcome?);
+    failpoint::at(Point::ReleaseAnswer);
+    Ok(answer)
 }
 
 async fn complete(State(app): State<Shared>, Agent(agent): Agent, Segment(id): Segment) -> Result<Response, Failure> {

@@ -71,7 +71,7 @@ impl Metrics {
                 }
             }
         }
-        let figures = app.broker.store.figures();
+        let (figures, targets) = (app.broker.store.figures(), app.broker.target_figures());
         let writable = app.broker.store.is_writable();
         metrics::with_local_recorder(&*self.recorder, || {
             gauge!("countersign_grants", "state" => "pending").set(pending);
@@ -81,6 +81,11 @@ impl Metrics {
             gauge!("countersign_leases_unknown").set(unknown);
             #[allow(clippy::cast_precision_loss)] // seconds
             gauge!("countersign_leases_revoking_oldest_seconds").set(oldest as f64);
+            for (target, figures) in targets {
+                let away = if figures.is_away { 1.0 } else { 0.0 };
+                gauge!("countersign_target_away", "target" => target.to_string()).set(away);
+                counter!("countersign_target_probes_total", "target" => target.to_string()).absolute(figures.probes);
+            }
             gauge!("countersign_journal_writable").set(if writable { 1.0 } else { 0.0 });
             for (name, value) in figures {
                 #[allow(clippy::cast_precision_loss)] // counters of one run

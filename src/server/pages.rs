@@ -69,6 +69,10 @@ async fn same_origin(State(app): State<Shared>, request: Request, next: Next) ->
             return problem(StatusCode::FORBIDDEN, "cross-site", "From another site", detail, next).into_response();
         }
     }
+    let path = request.uri().path();
+    if !(path.starts_with("/assets/") || matches!(path, "/healthz" | "/readyz")) {
+        super::agent_api::up_to_date(&app).await;
+    }
     next.run(request).await
 }
 

@@ -195,6 +195,14 @@ impl From<BrokerError> for Failure {
                 "Nothing was handed over. Ask for the credentials again in a moment.",
             )
             .after(retry_after),
+            E::NotAbsent { .. } => problem(
+                S::CONFLICT,
+                "not-absent",
+                "Nothing was attested",
+                detail,
+                "Mend what `last_error` of each credential says; the broker goes on trying. If another system answers at that \
+                 address by now, take the target out of the catalogue, restart the broker, and attest then.",
+            ),
             E::Unavailable(_) => problem(
                 S::SERVICE_UNAVAILABLE,
                 "journal-unavailable",
@@ -283,6 +291,13 @@ fn refused(refusal: &Refusal, detail: String) -> Failure {
             detail,
             "Look at the grant again: its leases and their states are there.",
         ),
+        Refusal::NotResisting => problem(
+            S::CONFLICT,
+            "not-resisting",
+            "Nothing to attest",
+            detail,
+            "Leave it to the broker; attest only what it has tried in vain, because the target no longer exists.",
+        ),
         Refusal::Limit { .. } => problem(
             S::TOO_MANY_REQUESTS,
             "too-many",
@@ -312,6 +327,7 @@ mod tests {
             R::NotNarrower { why: "x" },
             R::LeaseExists,
             R::NoLease,
+            R::NotResisting,
             R::Limit { what: "x", max: 1 },
         ];
         let details = RequestProblem { entry: Some(0), field: None, what: text(), nearest: Vec::new() };
@@ -334,6 +350,7 @@ mod tests {
             E::Unavailable(text()),
             E::Unrecorded(text()),
             E::Internal(text()),
+            E::NotAbsent { why: text() },
         ];
         for error in &errors {
             match error {
@@ -355,7 +372,8 @@ mod tests {
                 | E::NotNow { .. }
                 | E::Unavailable(_)
                 | E::Unrecorded(_)
-                | E::Internal(_) => {}
+                | E::Internal(_)
+                | E::NotAbsent { .. } => {}
             }
         }
         for refusal in &refusals {
@@ -368,6 +386,7 @@ mod tests {
                 | R::NotNarrower { .. }
                 | R::LeaseExists
                 | R::NoLease
+                | R::NotResisting
                 | R::Limit { .. } => {}
             }
         }

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 
 use crate::broker::vote::Reviewer;
 use crate::core::vote::Verdict;
-use crate::wire::reviewer::{FreezeRequest, FreezeResult, RevokeRequest, Viewer, VoteRequest};
+use crate::wire::reviewer::{AttestRequest, FreezeRequest, FreezeResult, RevokeRequest, Viewer, VoteRequest};
 
 use super::agent_api::{bearer, grant_id};
 use super::body::{Json, json};
@@ -26,6 +26,7 @@ pub fn routes() -> Router<Shared> {
         .route("/api/grants/{id}", get(review))
         .route("/api/grants/{id}/votes", post(vote))
         .route("/api/grants/{id}/revoke", post(revoke))
+        .route("/api/attestations", post(attest))
         .route("/api/freezes", post(freeze))
         .route("/api/freezes/{id}/lift", post(lift))
         .route("/api/logout", post(logout))
@@ -97,6 +98,14 @@ async fn revoke(
 ) -> Result<Response, Failure> {
     let grant = app.broker.revoke(&by, grant_id(&id)?, &wanted.reason).await?;
     Ok(json(StatusCode::OK, &app.broker.view(&grant)))
+}
+
+async fn attest(
+    State(app): State<Shared>,
+    Signed(by, ..): Signed,
+    Json(wanted): Json<AttestRequest>,
+) -> Result<Response, Failure> {
+    Ok(json(StatusCode::OK, &app.broker.attest_absent(&by, &wanted.of, &wanted.reason).await?))
 }
 
 async fn freeze(

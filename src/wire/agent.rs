@@ -101,6 +101,9 @@ pub struct LeaseView {
     /// Proof of its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<Evidence>,
+    /// In place of a proof: a person's word that its target no longer exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attested: Option<Attested>,
     /// When that stood, on the broker's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
@@ -113,9 +116,22 @@ pub struct LeaseView {
     /// When it will be tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<Timestamp>,
+    /// Why its target is away, while it is: then the target is looked at every second, and the lease is tried as soon as
+    /// it serves, whatever `next_try` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away: Option<String>,
     /// What the target told on the way ("seen at the target").
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seen: Vec<crate::core::revocability::Observation>,
+}
+
+/// A person's word that the target of a credential no longer exists. Nobody looked: it is no evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attested {
+    /// Who says so.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

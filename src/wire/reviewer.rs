@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::digest::Digest;
 use crate::core::event::Selector;
-use crate::core::id::{GrantId, TaskName, Timestamp};
+use crate::core::id::{GrantId, LeaseId, ResourceName, TaskName, Timestamp};
 use crate::core::tier::Tier;
 use crate::core::vote::Verdict;
 
@@ -33,6 +33,9 @@ pub struct Row {
     pub secs_left: u64,
     /// Leases that are being ended, and have failed at least once.
     pub stuck: u32,
+    /// Leases that aren't proven gone: a person attests that their target no longer exists.
+    #[serde(default)]
+    pub attested: u32,
     /// True if the viewer may vote on it now.
     pub mine: bool,
 }
@@ -203,6 +206,51 @@ pub struct VoteRequest {
 pub struct RevokeRequest {
     /// Why.
     pub reason: String,
+}
+
+/// `POST /api/attestations`: what an operator attests to be gone with its target.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttestRequest {
+    /// Which credentials.
+    pub of: AttestOf,
+    /// Why: it stands in the record in place of a proof.
+    pub reason: String,
+}
+
+/// Which credentials an attestation is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum AttestOf {
+    /// All of one grant.
+    Grant(GrantId),
+    /// One.
+    Lease(LeaseId),
+    /// All at one target.
+    Target(ResourceName),
+}
+
+/// What was attested, and what wasn't.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AttestResult {
+    /// Recorded as absent by the operator's word.
+    pub attested: Vec<AttestedLease>,
+    /// Left as they are, with why.
+    pub left: Vec<AttestedLease>,
+}
+
+/// One credential that was to be attested.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AttestedLease {
+    /// Its grant.
+    pub grant: GrantId,
+    /// It.
+    pub lease: LeaseId,
+    /// Its target.
+    pub target: ResourceName,
+    /// Left as it is: why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// `POST /api/freezes`.

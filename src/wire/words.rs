@@ -74,6 +74,14 @@ fn broker_event(event: &BrokerEvent, name: &dyn Fn(&PersonId) -> String) -> Told
         BrokerEvent::VotesRefused { person, problem, count } => {
             (format!("votes of {} were refused: {problem}", name(person)), Some(format!("{count} more")), "broker")
         }
+        BrokerEvent::Restored { records, root, made_at, newest_size, newest_root, may_lack_records } => {
+            let newest = newest_size.zip(newest_root.as_ref());
+            let newest =
+                newest.map(|(size, root)| format!("; the newest checkpoint given: {size} records, root {root}"));
+            let lacks = if *may_lack_records { "; later records are lost, or may be" } else { "" };
+            let detail = format!("root {root}; made {}{}{lacks}", rfc3339(*made_at), newest.unwrap_or_default());
+            (format!("restored from a backup of {records} records"), Some(detail), "broker")
+        }
         BrokerEvent::Replaced { grant } => {
             ("a credential was asked for again and minted anew".to_owned(), Some(grant.to_string()), "agent")
         }
@@ -111,7 +119,7 @@ pub fn grant_event(event: &GrantEvent, name: &dyn Fn(&PersonId) -> String) -> To
         GrantEvent::Cancelled => ("the agent took it back".to_owned(), None, "agent"),
         GrantEvent::Withdrawn { cause } => (format!("withdrawn: {}", cause_in_words(cause)), None, "broker"),
         GrantEvent::Ending { cause } => (format!("over: {}", cause_in_words(cause)), None, "broker"),
-        GrantEvent::Ended => ("every credential under it is proven gone".to_owned(), None, "broker"),
+        GrantEvent::Ended => ("no credential under it is open any more".to_owned(), None, "broker"),
         GrantEvent::LeaseIntended { intent } => (
             format!("a credential for {} is about to be minted", intent.permission.resource),
             Some(format!("{} ({})", intent.name, intent.lease)),
@@ -149,7 +157,13 @@ pub fn grant_event(event: &GrantEvent, name: &dyn Fn(&PersonId) -> String) -> To
             Absence::Proven { evidence } => {
                 (format!("nothing is there: {}", evidence_in_words(evidence)), Some(lease.to_string()), "target")
             }
+            Absence::Attested { by, reason } => {
+                (attestation_in_words(&name(by), reason), Some(lease.to_string()), "person")
+            }
         },
+        GrantEvent::LeaseAttestedAbsent { lease, by, reason } => {
+            (attestation_in_words(&name(by), reason), Some(lease.to_string()), "person")
+        }
         GrantEvent::Invoked { invocation } => {
             let detail: Vec<String> = [
                 invocation.arguments.as_ref().map(|a| format!("arguments {a:?}")),
@@ -182,6 +196,7 @@ pub fn cause_in_words(cause: &EndCause) -> String {
             format!("what is behind {resource} changed since it was approved")
         }
         EndCause::ClockSetBack => "the clock was set back while the broker was down".to_owned(),
+        EndCause::Restored => "the record was restored from a backup, and what happened since isn't known".to_owned(),
     }
 }
 
@@ -194,6 +209,11 @@ pub fn evidence_in_words(evidence: &Evidence) -> String {
             format!("it expired at {} (and {skew_secs} s for the target's clock have passed)", rfc3339(*not_after))
         }
     }
+}
+
+/// A person's word that a target no longer exists, in words. No proof, and it says so.
+pub fn attestation_in_words(by: &str, reason: &str) -> String {
+    format!("not proven: {by} attests that its target no longer exists: “{reason}”")
 }
 
 /// A moment, as RFC 3339 in UTC, to the second.

@@ -79,13 +79,14 @@ pub(super) fn tier(tier: Option<&Tier>) -> Look {
     Look { word: tier.name.to_string(), says, class, icon }
 }
 
-/// A grant's state. `stuck`: an ending failed at least once.
-pub(super) fn state(word: &str, stuck: bool) -> Look {
+/// A grant's state. `stuck`: an ending failed at least once. `attested`: a person's word stands in place of a proof.
+pub(super) fn state(word: &str, stuck: bool, attested: bool) -> Look {
     let (word, says, class, icon) = match word {
         "pending" | "requested" => ("pending", "Waiting for a decision", "s-wait", "clock"),
         "active" => ("in force", "In force", "s-on", "dot"),
         "ending" if stuck => ("stuck", "Over for the agent, but not proven gone", "s-stuck", "alert"),
         "ending" => ("revoking", "Over for the agent; proof of the end is awaited", "s-ending", "clock"),
+        "ended" if attested => ("attested", "Ended; not every credential is proven gone", "s-stuck", "quote"),
         "ended" => ("ended", "Ended, every credential is proven gone", "s-over", "check"),
         "denied" => ("denied", "Denied", "s-no", "cross"),
         "lapsed" => ("lapsed", "Lapsed: nobody decided in time", "s-over", "clock"),
@@ -96,7 +97,8 @@ pub(super) fn state(word: &str, stuck: bool) -> Look {
     Look { word: word.into(), says: says.into(), class, icon }
 }
 
-pub(super) fn lease(state: &str, attempts: u32) -> Look {
+/// `attested`: a person's word stands in place of a proof.
+pub(super) fn lease(state: &str, attempts: u32, attested: bool) -> Look {
     let (word, says, class, icon) = match state {
         "intended" => ("being made", "Recorded; the target may not have been reached yet", "s-wait", "clock"),
         "live" => ("live", "It works at its target", "s-on", "dot"),
@@ -111,6 +113,7 @@ pub(super) fn lease(state: &str, attempts: u32) -> Look {
         ),
         "revoking" => ("revoking", "Being ended; proof is awaited", "s-ending", "clock"),
         "revoked" => ("gone", "Proven gone", "s-over", "check"),
+        "absent" if attested => ("attested", "Not proven gone", "s-stuck", "quote"),
         "absent" => ("never was", "Nothing of it is at the target", "s-over", "check"),
         other => return Look { word: visible_line(other), says: String::new(), class: "s-over", icon: "dot" },
     };
@@ -135,6 +138,7 @@ pub(super) fn cause(cause: &EndCause) -> String {
         EndCause::ClockSetBack => {
             "the clock was set back while the broker was down: the time left can't be known".into()
         }
+        EndCause::Restored => "the record was restored from a backup: what happened since can't be known".into(),
     }
 }
 

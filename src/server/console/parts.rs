@@ -5,6 +5,7 @@ use crate::core::id::Timestamp;
 use crate::core::vote::Verdict;
 use crate::wire::agent::LeaseView;
 use crate::wire::reviewer::{PermissionFacts, TimelineEntry, VoteView};
+use crate::wire::words::attestation_in_words;
 
 use super::fit::{FACT, Lines, Room};
 use super::format::{Moment, at_most, moment};
@@ -47,10 +48,12 @@ pub(super) struct Lease {
     pub(super) name: String,
     pub(super) look: Look,
     pub(super) evidence: Option<(String, (&'static str, &'static str))>,
+    pub(super) attested: Option<(String, (&'static str, &'static str))>,
     pub(super) at: Option<Moment>,
     pub(super) attempts: u32,
     pub(super) last_error: Option<String>,
     pub(super) next_try: Option<Moment>,
+    pub(super) away: Option<String>,
     pub(super) seen: Vec<String>,
 }
 
@@ -118,15 +121,20 @@ impl Lease {
         Self {
             resource: room.text(&l.resource, LINE),
             name: room.text(&l.name, LINE),
-            look: look::lease(&l.state, l.attempts),
+            look: look::lease(&l.state, l.attempts, l.attested.is_some()),
             evidence: l.evidence.as_ref().map(|e| {
                 let (says, source) = look::evidence(e, now);
                 (room.text(&says, FACT), look::source(source))
             }),
+            attested: l
+                .attested
+                .as_ref()
+                .map(|a| (room.text(&attestation_in_words(&a.by, &a.reason), FACT), look::source("person"))),
             at: l.at.map(|at| moment(at, now)),
             attempts: l.attempts,
             last_error: l.last_error.as_deref().map(|e| room.text(e, LINE)),
             next_try: l.next_try.map(|at| moment(at, now)),
+            away: l.away.as_deref().map(|e| room.text(e, LINE)),
             seen,
         }
     }

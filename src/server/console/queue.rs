@@ -85,7 +85,7 @@ pub(super) fn row(r: &Row, now: Timestamp, room: &mut Room) -> RowView {
         sentence: room.text(&r.sentence, LINE),
         tier: look::tier(r.tier.as_ref()),
         tiered: r.tier.is_some(),
-        state: look::state(&r.state, r.stuck > 0),
+        state: look::state(&r.state, r.stuck > 0, r.attested > 0),
         pending: r.state == "pending",
         live: r.state == "active",
         approvals: r.approvals,

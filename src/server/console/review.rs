@@ -167,7 +167,7 @@ impl<'a> View<'a> {
             id: grant.id.to_string(),
             version: grant.version,
             state_word: &grant.state,
-            state: look::state(&grant.state, stuck > 0),
+            state: look::state(&grant.state, stuck > 0, review.leases.iter().any(|l| l.attested.is_some())),
             tier: look::tier(review.tier.as_ref()),
             tiered: review.tier.is_some(),
             critical: review.tier.as_ref().is_some_and(|t| t.friction == Friction::Critical),
