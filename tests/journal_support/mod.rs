@@ -2,6 +2,7 @@
 //! not synced, fills up and fails on demand.
 #![allow(dead_code)] // each test binary uses its part
 
+mod choices;
 pub mod mem_disk;
 
 use std::future::Future;
@@ -10,6 +11,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+pub use choices::Choices;
 
 use countersign::audit::disk::RealDisk;
 use countersign::audit::merkle::Hash;
@@ -97,22 +100,6 @@ pub fn batch(texts: &[&str]) -> Batch {
 
 pub fn ending(text: &str) -> Batch {
     Batch { ending: true, ..batch(&[text]) }
-}
-
-/// A small generator for reproducible choices (splitmix64).
-pub struct Choices(pub u64);
-
-impl Choices {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    pub fn coin(&mut self) -> bool {
-        self.next() & 1 == 1
-    }
 }
 
 pub fn options() -> verify::Options {
