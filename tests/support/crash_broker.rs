@@ -58,6 +58,8 @@ pub struct Serving {
     pub ports: Ports,
     pub authority: Arc<DevAuthority>,
     pub http: reqwest::Client,
+    /// What the process finds in its environment, beside the level of its log.
+    pub environment: Vec<(String, String)>,
     folder: tempfile::TempDir,
     child: Option<Child>,
 }
@@ -110,7 +112,7 @@ impl Serving {
         put("countersign.toml", &main(ports, &setup));
         put("catalogue.toml", &format!("{ENVIRONMENTS}{}", setup.catalogue));
         let http = tls::http(Some(&folder.path().join("ca.pem")), None).unwrap();
-        Self { ports, authority, http, folder, child: None }
+        Self { ports, authority, http, environment: Vec::new(), folder, child: None }
     }
 
     pub fn agent_url(&self) -> String {
@@ -145,6 +147,7 @@ impl Serving {
         let mut command = Command::new(line[0]);
         command.args(&line[1..]).arg(self.file("countersign.toml"));
         command.env_clear().env("COUNTERSIGN_LOG", "info,countersign=debug");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log("stdout.log")).stderr(log("stderr.log"));
         self.child = Some(command.spawn().unwrap());
     }
@@ -164,6 +167,11 @@ impl Serving {
             assert!(running && Instant::now() < deadline, "not ready:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// How it ended, if it did.
+    pub fn is_over(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|c| c.try_wait().unwrap())
     }
 
     /// Starts it where it must not start; gives what it said. Nothing may listen meanwhile.

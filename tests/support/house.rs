@@ -10,19 +10,21 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use countersign::broker::mint::Issued;
+use countersign::broker::vote::{Reviewer, Via};
 use countersign::broker::{Broker, BrokerError, Mode, Parts, Rules, RunClock, build, run_clock};
 use countersign::connector::{
-    Connector, Credential, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode,
-    RevokeError, SweepError,
+    Away, Connector, Credential, Extent, Found, Gap, Gone, MintContext, MintError, Minted, Revocability,
+    RevocabilityMode, RevokeError, SweepError,
 };
 use countersign::core::grant::Grant;
-use countersign::core::id::{GrantId, LeaseId, Timestamp};
+use countersign::core::id::{GrantId, LeaseId, PersonId, Timestamp};
 use countersign::core::lease::{Evidence, Handle, Lease, LeaseIntent, LeaseState};
 use countersign::core::permission::Permission;
 use countersign::identity::{Method, VerifiedAgent};
 use countersign::keys::random::SystemRandom;
 use countersign::keys::{Keys, NamePrefix, Origin};
 use countersign::policy::Engine;
+use countersign::runtime::Runtime;
 use countersign::store::Store;
 use countersign::time::{Clock, SystemClock};
 use parking_lot::Mutex;
@@ -55,6 +57,21 @@ environment = "sandbox"
 isolated = true
 sensitivity = "none"
 settings = { audience = "https://notes.test", checks = "offline" }
+[[resource.action]]
+name = "read"
+effect = "read"
+[[target]]
+name = "mirror"
+kind = "token"
+
+[[resource]]
+name = "mirror/one"
+target = "mirror"
+title = "the other target"
+environment = "sandbox"
+isolated = true
+sensitivity = "none"
+settings = { audience = "https://mirror.test", checks = "offline" }
 [[resource.action]]
 name = "read"
 effect = "read"
@@ -131,6 +148,8 @@ impl Clock for Moved {
     }
 }
 
+impl Runtime for Moved {}
+
 /// A target that does what the test says.
 pub struct Puppet {
     /// The first ending of each of these fails.
@@ -148,6 +167,13 @@ pub struct Puppet {
     /// What sweeps find.
     pub found: Mutex<Vec<Found>>,
     pub sweeps: AtomicUsize,
+    /// While something stands here, nothing works.
+    pub away: Mutex<Option<Away>>,
+    pub probes: AtomicUsize,
+    /// While this is true, probes and endings don't come back.
+    pub mute: AtomicBool,
+    /// Endings wait for a permit of this, once it is taken away from.
+    pub endings: Semaphore,
     /// Endings of what was found wait for a permit of this.
     pub found_endings: Semaphore,
     pub found_tried: Mutex<Vec<String>>,
@@ -164,6 +190,10 @@ impl Default for Puppet {
             mints: Semaphore::new(1_000),
             found: Mutex::default(),
             sweeps: AtomicUsize::new(0),
+            away: Mutex::default(),
+            probes: AtomicUsize::new(0),
+            mute: AtomicBool::new(false),
+            endings: Semaphore::new(Semaphore::MAX_PERMITS),
             found_endings: Semaphore::new(0),
             found_tried: Mutex::default(),
         }
@@ -214,10 +244,14 @@ impl Connector for Puppet {
     async fn revoke(&self, lease: &Lease, _: Timestamp) -> Result<Gone, RevokeError> {
         let id = lease.intent.lease;
         self.tried.lock().push(id);
+        if let Some(away) = self.away.lock().clone().filter(|a| a.extent != Extent::Behind) {
+            return Err(RevokeError::Retry { why: away.why });
+        }
         if self.refuses.lock().remove(&id) || self.resists.lock().contains(&id) {
             return Err(RevokeError::Retry { why: "it resists".to_owned() });
         }
-        if self.hangs.lock().contains(&id) {
+        let _turn = self.endings.acquire().await.unwrap();
+        if self.mute.load(SeqCst) || self.hangs.lock().contains(&id) {
             std::future::pending::<()>().await;
         }
         Ok(gone())
@@ -225,7 +259,17 @@ impl Connector for Puppet {
     fn keys(&self, handle: &Handle) -> Vec<String> {
         handle["key"].as_str().map(str::to_owned).into_iter().collect()
     }
+    async fn probe(&self) -> Result<(), Away> {
+        self.probes.fetch_add(1, SeqCst);
+        if self.mute.load(SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.away.lock().clone().map_or(Ok(()), Err)
+    }
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
+        if let Some(away) = self.away.lock().clone() {
+            return Err(SweepError(away.why));
+        }
         self.sweeps.fetch_add(1, SeqCst);
         Ok(self.found.lock().clone())
     }
@@ -245,43 +289,90 @@ pub struct House {
     pub broker: Arc<Broker>,
     pub clock: Arc<Moved>,
     pub puppet: Arc<Puppet>,
+    /// Another target.
+    pub mirror: Arc<Puppet>,
     example: Example,
 }
 
 impl House {
     /// A run that begins on this store.
     pub async fn open(store: impl Store, clock: Arc<Moved>) -> Self {
+        Self::open_with(store, clock, Arc::new(Puppet::default()), |_| {}).await
+    }
+
+    /// One where an agent may have as many grants as it likes.
+    pub async fn open_crowded(store: impl Store, clock: Arc<Moved>) -> Self {
+        Self::open_with(store, clock, Arc::new(Puppet::default()), |example| {
+            example.replace("policies/50-never.cedar", "recent_requests > 200", "recent_requests > 20000");
+            example.replace("countersign.toml", "open_grants_per_agent_max = 200", "open_grants_per_agent_max = 20000");
+        })
+        .await
+    }
+
+    /// A run whose catalogue doesn't have the puppet any more.
+    pub async fn open_without_puppet(store: impl Store, clock: Arc<Moved>) -> Self {
+        Self::build(store, clock, Arc::new(Puppet::default()), |_| {}, false).await
+    }
+
+    /// A run with this puppet, after this change of the configuration.
+    pub async fn open_with(
+        store: impl Store,
+        clock: Arc<Moved>,
+        puppet: Arc<Puppet>,
+        change: impl FnOnce(&Example),
+    ) -> Self {
+        Self::build(store, clock, puppet, change, true).await
+    }
+
+    async fn build(
+        store: impl Store,
+        clock: Arc<Moved>,
+        puppet: Arc<Puppet>,
+        change: impl FnOnce(&Example),
+        there: bool,
+    ) -> Self {
         let example = Example::new();
+        change(&example);
         example.write(CAT, CATALOGUE);
-        example.replace("countersign.toml", "sweep_every_secs = 300", "sweep_every_secs = 10");
+        example.replace("countersign.toml", "sweep_every_secs = 300", "sweep_every_secs = 1");
         let loaded = example.load().unwrap();
         let keys = Keys::open(&loaded.base, Origin::Serve, clock.wall()).unwrap();
         let prefix = NamePrefix::new("cslease").unwrap();
         let shared: Arc<dyn Clock> = clock.clone();
         let mut connectors = build::connectors(&loaded, &keys, Arc::clone(&shared), &prefix).unwrap();
-        let puppet = Arc::new(Puppet::default());
-        connectors.insert("puppet".parse().unwrap(), puppet.clone());
+        let mirror = Arc::new(Puppet::default());
+        connectors.remove(&"puppet".parse().unwrap());
+        if there {
+            connectors.insert("puppet".parse().unwrap(), puppet.clone());
+        }
+        connectors.insert("mirror".parse().unwrap(), mirror.clone());
         let engine = Engine::load(&loaded.policies, &loaded.catalogue, &loaded.config.tier).unwrap();
         let (last_run, last_at) = store.last_run().await.unwrap();
         let start = run_clock::start(last_run.as_ref(), last_at, clock.as_ref());
         let broker = Broker::new(Parts {
             store: Arc::new(store),
-            rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine, connectors },
-            clock: RunClock::new(shared, start.at),
+            rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine: Arc::new(engine), connectors },
+            clock: RunClock::new(clock.clone(), start.at),
             random: Arc::new(SystemRandom),
             names: Arc::clone(&keys.names),
             prefix,
             mode: Mode::Serve,
         });
         broker.start_up(start, &BTreeMap::new()).await.unwrap();
-        Self { broker, clock, puppet, example }
+        Self { broker, clock, puppet, mirror, example }
     }
 
     pub fn agent(&self) -> VerifiedAgent {
+        self.agent_named("a")
+    }
+
+    /// Those named `ops/…` are another owner's.
+    pub fn agent_named(&self, name: &str) -> VerifiedAgent {
+        let id = format!("spiffe://corp.example/agent/{name}");
         VerifiedAgent {
-            id: "spiffe://corp.example/agent/a".parse().unwrap(),
+            id: id.parse().unwrap(),
             issuer: "spiffe://corp.example".to_owned(),
-            subject: "spiffe://corp.example/agent/a".to_owned(),
+            subject: id,
             method: Method::JwtSvid,
             attributes: BTreeMap::new(),
             tier_max: None,
@@ -291,12 +382,32 @@ impl House {
         }
     }
 
+    /// Somebody of these groups, at a browser.
+    pub fn person(&self, id: &str, groups: &[&str]) -> Reviewer {
+        Reviewer {
+            person: PersonId::new(id).unwrap(),
+            account: format!("https://login.corp.example#{id}"),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            via: Via::Browser,
+        }
+    }
+
     pub async fn ask(&self, resource: &str, life_secs: u64) -> Result<GrantId, BrokerError> {
+        self.ask_as("a", "T-1", resource, life_secs).await
+    }
+
+    pub async fn ask_as(
+        &self,
+        agent: &str,
+        task: &str,
+        resource: &str,
+        life_secs: u64,
+    ) -> Result<GrantId, BrokerError> {
         let wanted = json!({
-            "task": "T-1", "intent": "to see what happens", "life_secs": life_secs,
+            "task": task, "intent": "to see what happens", "life_secs": life_secs,
             "authorization_details": [{ "type": "token", "identifier": resource, "actions": ["read"] }],
         });
-        self.broker.request(&self.agent(), serde_json::from_value(wanted).unwrap(), None).await.map(|g| g.id)
+        self.broker.request(&self.agent_named(agent), serde_json::from_value(wanted).unwrap(), None).await.map(|g| g.id)
     }
 
     pub async fn asked(&self, resource: &str, life_secs: u64) -> GrantId {
@@ -311,6 +422,13 @@ impl House {
     pub async fn holds(&self, resource: &str, life_secs: u64) -> (GrantId, LeaseId) {
         let id = self.asked(resource, life_secs).await;
         (id, self.collect(id).await.unwrap().credentials[0].lease)
+    }
+
+    /// The same of another agent, under another task.
+    pub async fn holds_as(&self, agent: &str, task: &str, resource: &str) -> (GrantId, LeaseId) {
+        let id = self.ask_as(agent, task, resource, 600).await.unwrap();
+        let issued = self.broker.credentials(&self.agent_named(agent), id, false, None).await.unwrap();
+        (id, issued.credentials[0].lease)
     }
 
     pub async fn complete(&self, id: GrantId) {

@@ -22,6 +22,7 @@ use countersign::identity::{Method, VerifiedAgent};
 use countersign::keys::random::SystemRandom;
 use countersign::keys::{Keys, NamePrefix, Origin};
 use countersign::policy::Engine;
+use countersign::runtime::Runtime;
 use countersign::store::memory::{self, MemoryLog};
 use countersign::store::{AgentHistory, Appended, Batch, Freezes, Held, Job, Recorded, Store, StoreError};
 use countersign::time::{Clock, SystemClock};
@@ -49,6 +50,8 @@ impl Clock for Ahead {
         Box::pin(tokio::time::sleep(duration))
     }
 }
+
+impl Runtime for Ahead {}
 
 /// What a journal takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,6 +87,9 @@ impl Store for Door {
     async fn append(&self, batch: Batch) -> Result<Appended, StoreError> {
         let least = if batch.urgent { Takes::Endings } else { Takes::Everything };
         if self.takes(least) { self.store.append(batch).await } else { Err(full()) }
+    }
+    async fn abandoned(&self) -> Result<Vec<(GrantId, LeaseId)>, StoreError> {
+        self.store.abandoned().await
     }
     async fn recover(&self) -> Result<(), StoreError> {
         if self.takes(Takes::Endings) { self.store.recover().await } else { Err(full()) }
@@ -281,7 +287,7 @@ async fn assemble(
     let start = run_clock::start(last_run.as_ref(), last_at, clock.as_ref());
     let broker = Broker::new(Parts {
         store: door.clone(),
-        rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine, connectors },
+        rules: Rules { config: loaded.config, catalogue: loaded.catalogue, engine: Arc::new(engine), connectors },
         clock: RunClock::new(clock.clone(), start.at),
         random: Arc::new(SystemRandom),
         names: Arc::clone(&keys.names),

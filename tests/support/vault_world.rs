@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use countersign::config::{Problem, Resource, Target};
 use countersign::connector::vault::{AssertionSigner, VaultConnector};
 use countersign::connector::{
-    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
+    Away, Connector, Extent, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
 };
 use countersign::core::id::{GrantId, LeaseId, Timestamp};
 use countersign::core::lease::{Evidence, Handle, Lease, LeaseIntent, LeaseState, Progress};
@@ -268,6 +268,9 @@ impl Connector for Behind {
     }
     async fn revoke(&self, _: &Lease, _: Timestamp) -> Result<Gone, RevokeError> {
         unreachable!("only sweeps")
+    }
+    async fn probe(&self) -> Result<(), Away> {
+        self.admin().await.map(drop).map_err(|e| Away { why: e.0, extent: Extent::Silent })
     }
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
         unreachable!("only by prefix")

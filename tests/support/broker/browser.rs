@@ -1,6 +1,8 @@
 //! A reviewer's browser: logs in through the provider's forms, keeps the cookie, sends forms as a browser would, with
 //! the token that it read from the page.
 
+use serde_json::{Value, json};
+
 use super::Answer;
 use super::oidc_provider::OidcProvider;
 
@@ -69,6 +71,24 @@ impl Browser {
             request = request.header("origin", origin);
         }
         Answer::of(request).await
+    }
+
+    /// A session for the command line, as `countersign login` gets it: begun there, confirmed here.
+    pub async fn cli_session(&self) -> String {
+        let api = |path: &str, body: Value| Answer::of(self.http.post(format!("{}{path}", self.base)).json(&body));
+        let begun = api("/api/cli-login", json!({ "from": "ana's laptop" })).await.ok();
+        let poll = json!({ "poll": begun["poll"] });
+        assert_eq!(api("/api/cli-login/poll", poll.clone()).await.status, 202, "nobody has confirmed it");
+        let code = begun["code"].as_str().unwrap();
+        let path = format!("/cli/{code}");
+        let page = self.get(&path).await.text();
+        assert!(page.contains(code) && page.contains("ana&#39;s laptop"), "{page}");
+        let csrf = field(&page, "csrf").unwrap();
+        let given = self.post(&path, &[("csrf", &csrf), ("code", code), ("answer", "give")]).await;
+        assert_eq!(given.status, 303, "{}", given.text());
+        let session = api("/api/cli-login/poll", poll.clone()).await.ok()["session"].as_str().unwrap().to_owned();
+        api("/api/cli-login/poll", poll).await.problem(410, "login-over");
+        session
     }
 
     /// The page of a grant and what it offers.
