@@ -125,6 +125,6 @@ fn what_is_open_when_dev_ends_is_ended_first() {
     assert_eq!(end(&mut dev).code(), Some(0));
     let data = folder.join("data");
     let story = |id: &str| run(&["audit", "show", id, "--data-dir", data.to_str().unwrap()]);
-    assert!(story(&ids[0]).contains("every credential under it is proven gone"), "{}", story(&ids[0]));
+    assert!(story(&ids[0]).contains("no credential under it is open any more"), "{}", story(&ids[0]));
     assert!(story(&ids[1]).contains("withdrawn"), "{}", story(&ids[1]));
 }

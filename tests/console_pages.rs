@@ -312,6 +312,15 @@ fn what_is_stuck_is_in_plain_sight_with_its_last_error_and_next_try() {
     ] {
         assert!(html.contains(part), "{part}");
     }
+    let html = request(&fixtures::attested(), &chrome(), None);
+    for part in
+        ["not every credential is proven gone", "Ana Ruiz attests", "the cluster was &#60;deleted&#62;", "by a person"]
+    {
+        assert!(html.contains(part), "{part}");
+    }
+    assert!(
+        !html.contains("Ended, every credential is proven gone") && !html.contains("Nothing of it is at the target")
+    );
     let html = request(&fixtures::ended(), &chrome(), None);
     for part in [
         "no role with OID 48213",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The rooms, top down. A room imports itself and the floors below its own; rooms on one floor don't know each other.
-const FLOORS: [&[&str]; 13] = [
+const FLOORS: [&[&str]; 15] = [
     &["cli"],
     &["client", "server"],
     &["broker"],
@@ -19,7 +19,9 @@ const FLOORS: [&[&str]; 13] = [
     &["config"],
     &["keys"],
     &["wire"],
-    &["time"],
+    &["runtime"],
+    &["time", "failpoint"],
+    &["mutation"],
     &["core"],
 ];
 /// The client is what agents carry: nothing of a broker's inside is in it.

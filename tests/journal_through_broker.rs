@@ -420,3 +420,41 @@ async fn an_unfinished_write_past_everything_acknowledged_is_cut_kept_and_report
     let (code, said) = audit_verify(&serving, None);
     assert!(code == 0 && !said.contains("unfinished"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_a_journal_file_gone_or_changed_under_the_running_broker_is_noticed_and_endings_go_on() {
+    for (what, says) in [
+        ("deleted", "was removed or renamed"),
+        ("cut", "bytes while the broker was running"),
+        ("replaced", "was replaced by another file"),
+    ] {
+        let mut serving = Serving::prepare(|_, _| Setup::default());
+        serving.up().await;
+        let agent = serving.agent("a");
+        let id = agent.asked("T-1", 300, notes()).await;
+        let token = agent.collected(&id).await["secret"]["token"].as_str().unwrap().to_owned();
+        let segment = serving.journal_dir().join(SEGMENT);
+        match what {
+            "deleted" => fs::remove_file(&segment).unwrap(),
+            "cut" => fs::File::options().write(true).open(&segment).unwrap().set_len(500).unwrap(),
+            _ => {
+                let copy = segment.with_extension("copy");
+                fs::copy(&segment, &copy).unwrap();
+                fs::rename(&copy, &segment).unwrap();
+            }
+        }
+        let asked = agent.ask("T-2", 300, notes()).await;
+        assert_eq!(asked.status, 503, "{what}: {asked:?}");
+        assert!(asked.json.to_string().contains(says), "{what}: {asked:?}");
+        // An identical copy verifies, so it is written on; the operator is told of either.
+        let told = if what == "replaced" { says } else { "nothing is minted" };
+        broker::until("the operator is told", broker::PATIENCE, async || serving.log().contains(told)).await;
+        // What was given is taken back all the same.
+        let _ = agent.post(&format!("/v1/grants/{id}/complete"), serde_json::json!({})).await;
+        let api = serving.agent("notes-api");
+        let request = api.http.post(format!("{}/introspect", api.base)).bearer_auth(api.token.unwrap());
+        let answer: serde_json::Value = request.form(&[("token", &token)]).send().await.unwrap().json().await.unwrap();
+        assert_eq!(answer["active"], false, "{what}");
+        serving.kill();
+    }
+}

@@ -16,6 +16,7 @@ use countersign::core::lease::{Absence, LeaseState};
 use countersign::store::engine::{Engine, Keeper, Log, Receipt};
 use countersign::store::memory::{self, MemoryArchive, MemoryLog};
 use countersign::store::{StoreError, view::View};
+use countersign::time::SystemClock;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use house::{House, Moved, Puppet, until};
@@ -118,6 +119,23 @@ async fn a_lease_that_became_known_during_a_sweep_survives_it() {
 }
 
 #[tokio::test]
+async fn a_target_whose_sweep_hangs_holds_up_the_sweeps_of_no_other() {
+    let house = house().await;
+    let found = |name: &str| Found { name: name.to_owned(), handle: json!({ "key": name }) };
+    house.puppet.found.lock().push(found("stuck"));
+    house.broker.drive();
+    until("one sweep hangs", async || house.puppet.found_tried.lock().as_slice() == ["stuck"]).await;
+    // Neither the first sweep of the other nor any later one waits for it.
+    house.mirror.found_endings.add_permits(2);
+    for name in ["first", "later"] {
+        house.mirror.found.lock().push(found(name));
+        until("the neighbour is swept", async || house.mirror.found.lock().is_empty()).await;
+    }
+    assert_eq!(house.puppet.found.lock().len(), 1, "it hangs still");
+    house.puppet.found_endings.add_permits(1);
+}
+
+#[tokio::test]
 async fn a_caller_who_goes_away_and_a_stop_cut_no_mint() {
     let house = house().await;
     house.broker.drive();
@@ -170,13 +188,13 @@ impl Log for Refusing {
     fn stopped(&self) -> Option<StoreError> {
         None
     }
-    fn recover(&self) -> Result<(), StoreError> {
-        Ok(())
+    fn recover(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async { Ok(()) }.boxed()
     }
     fn figures(&self) -> Vec<(&'static str, u64)> {
         self.log.figures()
     }
-    fn close(&self) -> Result<(), StoreError> {
+    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.log.close()
     }
 }
@@ -186,7 +204,7 @@ type Refusals = Arc<Mutex<VecDeque<(&'static str, StoreError)>>>;
 async fn house_that_refuses(what: impl IntoIterator<Item = (&'static str, StoreError)>) -> (House, Refusals) {
     let refuses: Refusals = Arc::new(Mutex::new(what.into_iter().collect()));
     let log = Refusing { log: MemoryLog::default(), refuses: Arc::clone(&refuses), generation: AtomicU64::new(0) };
-    let store = Engine::start(log, MemoryArchive::default(), View::default(), Keeper::default());
+    let store = Engine::start(Arc::new(SystemClock), log, MemoryArchive::default(), View::default(), Keeper::default());
     (House::open(store, Arc::new(Moved::default())).await, refuses)
 }
 

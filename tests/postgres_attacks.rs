@@ -329,3 +329,38 @@ async fn the_same_end_asked_for_twice_at_once() {
     }
     ends(&bench, &m).await;
 }
+
+#[tokio::test]
+async fn one_saboteur_among_many_keeps_access_of_no_other() {
+    if !available("one_saboteur_among_many_keeps_access_of_no_other") {
+        return;
+    }
+    for (tag, mode) in [("crowd", Mode::Direct), ("crowdf", Mode::Functions)] {
+        let bench = Bench::on(shared(), tag, mode, "").await;
+        let admin = bench.admin().await;
+        let mut all = Vec::new();
+        for i in 0..40 {
+            all.push(bench.mint(&format!("n{i}"), &["read"]).await);
+        }
+        let mut sessions = Vec::new();
+        for m in &all {
+            sessions.push(bench.login(m).await.unwrap());
+        }
+        // It holds its own row, and has taken itself from the broker: neither its login nor its session goes the easy way.
+        let held = taken_from_the_broker(&bench, &all[7]).await;
+        sessions[7].batch_execute("BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'mine'").await.unwrap();
+        let leases: Vec<Lease> = all.iter().map(|m| m.lease.clone()).collect();
+        for (i, ended) in end_all(&bench.connector, &leases, NOW).await.into_iter().enumerate() {
+            assert!(ended.is_ok() || i == 7, "{i}: {ended:?}");
+            assert!(dead(&sessions[i]).await, "{i}");
+        }
+        assert!(bench.login(&all[7]).await.is_err());
+        // Only the proof of its own end waits for the lock.
+        held.batch_execute("ROLLBACK").await.unwrap();
+        ends_at_last(&bench, &all[7]).await;
+        for (m, session) in all.iter().zip(&sessions) {
+            assert!(dead(session).await);
+            nothing_left(&admin, m.oid, m.name()).await;
+        }
+    }
+}

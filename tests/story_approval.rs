@@ -8,30 +8,10 @@ use broker::{Answer, Plan, World};
 use countersign::client::ReviewerClient;
 use countersign::core::secret::Secret;
 use countersign::core::vote::Verdict;
-use serde_json::{Value, json};
+use serde_json::json;
 
 async fn world(test: &str) -> Option<World> {
     Plan { people: true, ..Plan::default() }.start(test).await
-}
-
-/// A session for the command line, given by a person in the browser.
-async fn cli_session(world: &World, browser: &broker::browser::Browser) -> String {
-    let api = |path: &str, body: Value| {
-        Answer::of(world.http.post(format!("{}{path}", world.ports.reviewer_url())).json(&body))
-    };
-    let begun = api("/api/cli-login", json!({ "from": "ana's laptop" })).await.ok();
-    let poll = json!({ "poll": begun["poll"] });
-    assert_eq!(api("/api/cli-login/poll", poll.clone()).await.status, 202, "nobody has confirmed it");
-    let code = begun["code"].as_str().unwrap();
-    let path = format!("/cli/{code}");
-    let page = browser.get(&path).await.text();
-    assert!(page.contains(code) && page.contains("ana&#39;s laptop"), "{page}");
-    let csrf = broker::browser::field(&page, "csrf").unwrap();
-    let given = browser.post(&path, &[("csrf", &csrf), ("code", code), ("answer", "give")]).await;
-    assert_eq!(given.status, 303, "{}", given.text());
-    let session = api("/api/cli-login/poll", poll.clone()).await.ok()["session"].as_str().unwrap().to_owned();
-    api("/api/cli-login/poll", poll).await.problem(410, "login-over");
-    session
 }
 
 #[tokio::test]
@@ -107,7 +87,7 @@ async fn d1_a_stored_session_denies_and_never_approves() {
     let Some(world) = world("story_approval").await else { return };
     let ops = world.agent("ops");
     let ana = world.browser("ana").await;
-    let session = cli_session(&world, &ana).await;
+    let session = ana.cli_session().await;
     let ca = world.file("ca.pem");
     let cli = ReviewerClient::new(&world.ports.reviewer_url(), Some(&ca), Some(Secret::new(session.clone()))).unwrap();
     assert_eq!(cli.me().await.unwrap().person, "ana");

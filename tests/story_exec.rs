@@ -84,7 +84,7 @@ fn latest(world: &World) -> Option<String> {
 }
 
 #[tokio::test]
-async fn when_it_is_killed_its_role_and_its_open_session_are_gone_and_the_record_says_that_the_agent_was_lost() {
+async fn d15_when_it_is_killed_its_role_and_its_open_session_are_gone_and_the_record_says_that_the_agent_was_lost() {
     let Some(world) = Plan { postgres: true, ..Plan::default() }.start("story_exec").await else { return };
     let ops = world.agent("ops");
     let admin = world.cluster().admin("postgres").await;

@@ -10,8 +10,9 @@ use broker::{PATIENCE, Plan, World, target, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// From the moment when a target is back until what was due there is ended.
-const BACK: Duration = Duration::from_secs(2);
+/// From the moment when a target is back until what was due there is ended: promised are 2 s, on a machine that does
+/// nothing else (`cargo bench --bench trouble`).
+const BACK: Duration = Duration::from_secs(10);
 
 /// So many attempts to end its credential have failed.
 fn attempted(times: u64) -> impl Fn(&Value) -> bool {
@@ -208,19 +209,29 @@ async fn l4_when_the_target_comes_back_what_is_due_there_is_ended_within_seconds
     world.cluster().stop();
     ops.complete(&first).await.ok();
     ops.complete(&second).await.ok();
-    // Long enough for the pauses between two attempts to become longer than what is promised; a restart in between.
-    let shown = ops.wait_until("some attempts have failed", PATIENCE, &first, attempted(4)).await;
+    let shown = ops.wait_until("an attempt has failed", PATIENCE, &first, attempted(1)).await;
     assert_eq!(shown["state"], "ending");
     let error = shown["leases"][0]["last_error"].as_str().unwrap();
     assert!(error.contains("can't connect") && !error.contains("canary"), "{error}");
     assert!(world.metric("countersign_leases_revoking").await >= 2.0);
+    // A restart in between, and then long enough for anybody's patience: the target is looked at, its leases aren't.
     world.kill_and_restart().await;
     assert_eq!(ops.state(&first).await, "ending");
-    ops.wait_until("many attempts have failed", Duration::from_secs(40), &first, attempted(7)).await;
-    let page = world.browser("chen").await.get("/").await.text();
+    const PROBES: &str = "countersign_target_probes_total{target=\"db\"}";
+    until("it is looked at again and again", async || world.metric(PROBES).await >= 5.0).await;
+    assert!(world.metric("countersign_target_away{target=\"db\"}").await > 0.5);
+    assert!(world.metric("countersign_leases_revoking_oldest_seconds").await >= 4.0);
+    assert!(!world.metrics().await.contains("corp.test"), "no agent is named in a label");
+    let browser = world.browser("chen").await;
+    let page = browser.get("/").await.text();
     assert!(page.contains("not proven gone"), "people see it: {page}");
+    let page = browser.get(&format!("/grants/{first}")).await.text();
+    for part in ["failed attempt", "Target away", "as soon as its target serves"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
 
     let pause = ops.show(&first).await["leases"][0].clone();
+    assert!(pause["away"].is_string() && pause["attempts"].as_u64().unwrap() <= 4, "{pause}");
     world.cluster().run(&target::settings());
     let back = Instant::now();
     for id in [&first, &second] {

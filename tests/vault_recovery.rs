@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use countersign::connector::vault::VaultConnector;
 use countersign::connector::{
-    Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
+    Away, Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
 };
 use countersign::core::id::Timestamp;
 use countersign::core::lease::{Evidence, Handle, Lease, LeaseIntent};
@@ -347,6 +347,9 @@ impl Connector for Slow {
     }
     async fn revoke(&self, lease: &Lease, now: Timestamp) -> Result<Gone, RevokeError> {
         self.behind.revoke(lease, now).await
+    }
+    async fn probe(&self) -> Result<(), Away> {
+        self.behind.probe().await
     }
     async fn sweep(&self) -> Result<Vec<Found>, SweepError> {
         self.behind.sweep().await

@@ -40,6 +40,7 @@ pub enum Session {
     Closed,
 }
 
+#[allow(dead_code)] // each benchmark uses a part
 /// A PostgreSQL of our own, set up with the SQL that is shipped for operators.
 pub struct Target {
     pub cluster: Cluster,
@@ -71,6 +72,12 @@ impl Target {
             ),
         )?;
         Ok(Self { cluster, password })
+    }
+
+    /// Starts it again after it was stopped; it answers when this returns.
+    #[allow(dead_code)] // each benchmark uses a part
+    pub fn start_again(&self) {
+        self.cluster.run(SETTINGS);
     }
 
     /// Of the broker's login.

@@ -19,6 +19,11 @@ use crate::http::{Connection, client_config};
 use crate::w1::Stop;
 use crate::w2::Target;
 
+/// The person who presses the kill switch, and the account.
+#[allow(dead_code)] // each benchmark uses a part
+pub const PERSON: &str = "chen";
+/// Of the client at the IdP.
+const CLIENT_SECRET: &str = "reviewer-secret/+%";
 const TRUST_DOMAIN: &str = "bench.countersign.internal";
 /// How long the broker may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,9 +62,37 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
+/// Ports of one broker.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    /// Agents'.
+    pub agent: u16,
+    /// Reviewers'.
+    pub reviewer: u16,
+    /// Of `/metrics`.
+    pub metrics: u16,
+}
+
+#[allow(dead_code)] // each benchmark uses a part
 impl World {
+    /// Free ones.
+    pub fn ports() -> Outcome<Ports> {
+        Ok(Ports { agent: free_port()?, reviewer: free_port()?, metrics: free_port()? })
+    }
+
     /// Writes a configuration into a fresh folder and starts the broker on it.
     pub async fn start(binary: &Path, folder: &Path, target: Option<&Target>) -> Outcome<Arc<Self>> {
+        Self::start_with(binary, folder, target, Self::ports()?, None).await
+    }
+
+    /// The same on these ports; with an `idp` at which people really log in.
+    pub async fn start_with(
+        binary: &Path,
+        folder: &Path,
+        target: Option<&Target>,
+        ports: Ports,
+        idp: Option<&str>,
+    ) -> Outcome<Arc<Self>> {
         if folder.exists() {
             std::fs::remove_dir_all(folder)?;
         }
@@ -82,11 +115,13 @@ impl World {
         std::fs::write(folder.join("bundle.json"), authority.bundle_document())?;
         std::fs::write(folder.join("broker.pem"), pem("CERTIFICATE", own.chain[0].as_ref()))?;
         std::fs::write(folder.join("broker.key"), pem("PRIVATE KEY", own.key.secret_der()))?;
-        let (agent_port, metrics_port) = (free_port()?, free_port()?);
+        let (agent_port, metrics_port) = (ports.agent, ports.metrics);
+        std::fs::write(folder.join("login.secret"), CLIENT_SECRET)?;
         let config = CONFIG
             .replace("@AGENT@", &agent_port.to_string())
-            .replace("@REVIEWER@", &free_port()?.to_string())
-            .replace("@METRICS@", &metrics_port.to_string());
+            .replace("@REVIEWER@", &ports.reviewer.to_string())
+            .replace("@METRICS@", &metrics_port.to_string())
+            .replace("@IDP@", idp.unwrap_or("https://login.corp.example"));
         std::fs::write(folder.join("countersign.toml"), config)?;
         let mut catalogue = CATALOGUE.to_owned();
         if let Some(target) = target {
@@ -145,9 +180,33 @@ impl World {
     }
 
     async fn figure(&self, name: &str) -> Outcome<f64> {
+        self.metric(&format!("countersign_store{{figure=\"{name}\"}}")).await
+    }
+
+    /// A line of `/metrics`.
+    pub async fn metric(&self, name: &str) -> Outcome<f64> {
         let page = get(self.metrics_port, "/metrics").await?;
-        let prefix = format!("countersign_store{{figure=\"{name}\"}} ");
-        Ok(page.lines().find_map(|l| l.strip_prefix(&prefix)?.parse().ok()).ok_or("no such figure in /metrics")?)
+        let value = page.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        Ok(value.ok_or_else(|| format!("no {name} in /metrics"))?)
+    }
+
+    /// A browser's way to the reviewers' pages.
+    pub fn reqwest(&self) -> Outcome<reqwest::Client> {
+        let mut roots = Vec::new();
+        for authority in self.authority.x509_authorities() {
+            roots.push(reqwest::Certificate::from_der(&authority)?);
+        }
+        let plain = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy();
+        Ok(plain.tls_certs_only(roots).build()?)
+    }
+
+    /// Kills the broker as the kernel does, and starts it on the same folder.
+    pub async fn kill_and_restart(self: Arc<Self>) -> Outcome<Arc<Self>> {
+        let mut world = Arc::into_inner(self).ok_or("somebody still uses this broker")?;
+        world.child.kill()?;
+        world.child.wait()?;
+        (world.child, world.ready_after) = spawn(&world.binary, &world.folder, world.metrics_port).await?;
+        Ok(Arc::new(world))
     }
 
     /// Stops the broker and starts it on the same folder.
@@ -239,8 +298,16 @@ trust_domains = ["bench.countersign.internal"]
 audience = "https://localhost:@AGENT@"
 
 [reviewer_login]
-issuer = "https://login.corp.example"
-client_id = "countersign"
+issuer = "@IDP@"
+client_id = "reviewers"
+client_secret = "file:login.secret"
+allow_private_network = true
+
+[[person]]
+id = "chen"
+name = "Chen"
+groups = ["security", "operators"]
+identities = [{ issuer = "@IDP@", subject = "chen" }]
 
 [[person]]
 id = "owner"

@@ -11,7 +11,7 @@ use countersign::core::revocability::Observation;
 use countersign::core::tier::{Friction, Tier};
 use countersign::core::vote::Verdict;
 use countersign::server::console::{Chrome, Mode};
-use countersign::wire::agent::{GrantView, LeaseView};
+use countersign::wire::agent::{Attested, GrantView, LeaseView};
 use countersign::wire::reviewer::{
     FreezeView, IdentityFacts, PermissionFacts, Queue, Review, Row, TimelineEntry, Viewer, VoteView,
 };
@@ -68,6 +68,7 @@ fn row(n: u8, state: &str, tier: Tier, sentence: &str) -> Row {
         until: Some(NOW.plus_secs(660)),
         secs_left: 660,
         stuck: 0,
+        attested: 0,
         mine: false,
     }
 }
@@ -247,12 +248,23 @@ fn lease(n: u8, state: &str) -> LeaseView {
         state: state.into(),
         name: "cs_7f3k2q9x0v5m1t8w4b6n".into(),
         evidence: None,
+        attested: None,
         at: Some(ago(30)),
         attempts: 0,
         last_error: None,
         next_try: None,
+        away: None,
         seen: vec![],
     }
+}
+
+/// Over, with a person's word in place of one proof.
+pub fn attested() -> Review {
+    let mut r = ended();
+    r.leases[0].state = "absent".into();
+    r.leases[0].evidence = None;
+    r.leases[0].attested = Some(Attested { by: "Ana Ruiz".into(), reason: "the cluster was <deleted>".into() });
+    r
 }
 
 pub fn active() -> Review {
