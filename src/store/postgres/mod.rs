@@ -3,7 +3,7 @@
 //! The record is a table whose end only one write can pass at a time ([`sql`]): events, their place in the Merkle log,
 //! the view's tables and what is due change in one statement or not at all. Each node has read the whole record up to
 //! some place, keeps what is open in memory, decides there, and writes if nobody was first ([`state`]). The reasons are in
-//! docs/adr/0009-several-nodes.md.
+//! docs/adr/0011-several-nodes.md.
 
 mod api;
 mod ask;
