@@ -9,8 +9,6 @@ pub enum Mutation {
     MintBeforeIntent = 1,
     /// A secret leaves before its lease is durable as live (guarantee 2).
     ReleaseBeforeAppend,
-    /// Writes aren't compared with the version that they follow from.
-    NoCompareAndSet,
     /// An ending that failed isn't tried again (guarantee 4).
     ForgetToRetry,
     /// An ending is given up after a few attempts (guarantee 4).
@@ -49,10 +47,9 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 19] = [
         Self::MintBeforeIntent,
         Self::ReleaseBeforeAppend,
-        Self::NoCompareAndSet,
         Self::ForgetToRetry,
         Self::GiveUp,
         Self::NoSweep,

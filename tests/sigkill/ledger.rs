@@ -14,7 +14,8 @@ pub struct Cycle {
     pub seed: u64,
     pub job: u64,
     pub round: u64,
-    pub cycle: u64,
+    #[serde(rename = "cycle")]
+    pub nth: u64,
     /// Where it was to die.
     pub kill: String,
     /// Whether it died there.
@@ -41,7 +42,8 @@ pub struct Cycle {
 pub struct Round {
     pub seed: u64,
     pub job: u64,
-    pub round_ended: u64,
+    #[serde(rename = "round_ended")]
+    pub nth: u64,
     pub records: u64,
     pub leases: BTreeMap<String, u64>,
     /// Seconds until nothing was left.
@@ -141,9 +143,10 @@ impl Totals {
             None => self.at_random += 1,
         }
         self.wrong.extend(
-            cycle.wrong.iter().map(|w| {
-                format!("job {} round {} cycle {} ({}): {w}", cycle.job, cycle.round, cycle.cycle, cycle.kill)
-            }),
+            cycle
+                .wrong
+                .iter()
+                .map(|w| format!("job {} round {} cycle {} ({}): {w}", cycle.job, cycle.round, cycle.nth, cycle.kill)),
         );
     }
 
@@ -153,7 +156,7 @@ impl Totals {
         for (state, n) in &round.leases {
             *self.leases.entry(state.clone()).or_default() += n;
         }
-        self.wrong.extend(round.wrong.iter().map(|w| format!("job {} round {}: {w}", round.job, round.round_ended)));
+        self.wrong.extend(round.wrong.iter().map(|w| format!("job {} round {}: {w}", round.job, round.nth)));
     }
 
     /// Points at which the broker never died.

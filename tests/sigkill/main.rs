@@ -95,7 +95,7 @@ impl Run {
                 }
                 let cycle = folder.cycle().await;
                 for wrong in &cycle.wrong {
-                    eprintln!("job {job} round {round} cycle {} ({}): {wrong}", cycle.cycle, cycle.kill);
+                    eprintln!("job {job} round {round} cycle {} ({}): {wrong}", cycle.nth, cycle.kill);
                 }
                 self.ledger.lock().unwrap().cycle(cycle);
             }
@@ -147,7 +147,9 @@ fn main() -> std::process::ExitCode {
     if own.is_none() {
         println!("{}", ledger.path().display());
     }
-    println!("{totals}{here} cycles in {secs:.0} s: {:.2} a second", here as f64 / secs);
+    // Thousands fit.
+    let rate = f64::from(u32::try_from(here).unwrap_or(u32::MAX)) / secs;
+    println!("{totals}{here} cycles in {secs:.0} s: {rate:.2} a second");
     for wrong in &totals.wrong {
         println!("  {wrong}");
     }

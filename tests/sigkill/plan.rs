@@ -112,8 +112,14 @@ fn nth(point: Point, seed: &mut Seed) -> Kill {
         | Point::AppendAnswered
         | Point::ViewApply
         | Point::ViewApplied => 16,
-        Point::MintAsked | Point::MintIntended | Point::ReleaseReady | Point::ReleaseAnswer => 3,
-        Point::EndDecided | Point::EndRecorded | Point::RevokeDue | Point::RevokeAsk => 3,
+        Point::MintAsked
+        | Point::MintIntended
+        | Point::ReleaseReady
+        | Point::ReleaseAnswer
+        | Point::EndDecided
+        | Point::EndRecorded
+        | Point::RevokeDue
+        | Point::RevokeAsk => 3,
         Point::MintMade | Point::MintLive | Point::RevokeProven | Point::RevokeRecorded | Point::SweepListed => 2,
         _ => 1,
     };

@@ -134,7 +134,7 @@ impl Folder {
             seed: self.seed,
             job: self.job,
             round: self.round,
-            cycle: self.cycle,
+            nth: self.cycle,
             kill: kill.name(),
             hit: hit && matches!(kill, Kill::At(..)),
             lived_ms: ms(lived),
@@ -329,7 +329,7 @@ impl Folder {
         ledger::Round {
             seed: self.seed,
             job: self.job,
-            round_ended: self.round,
+            nth: self.round,
             records: self.truth.seq,
             leases,
             settled_secs,

@@ -176,16 +176,14 @@ impl Inner {
                 std::collections::btree_map::Entry::Occupied(slot) => slot.into_mut(),
                 std::collections::btree_map::Entry::Vacant(slot) => {
                     let now = self.head_of(*id, facts, &mut rests_on)?;
-                    let follows = now.as_ref().map_or(0, |g| g.version) + 1 == *version;
-                    if !follows && !Mutation::NoCompareAndSet.is_on() {
+                    if now.as_ref().map_or(0, |g| g.version) + 1 != *version {
                         return Err(No::Conflict);
                     }
                     slot.insert(now.as_deref().cloned())
                 }
             };
             Grant::apply(slot, *id, what, batch.at).map_err(|e| StoreError::Impossible(e.to_string()))?;
-            let is_in_turn = slot.as_ref().map(|g| g.version) == Some(*version);
-            if !is_in_turn && !Mutation::NoCompareAndSet.is_on() {
+            if slot.as_ref().map(|g| g.version) != Some(*version) {
                 return Err(StoreError::Impossible(format!("event {version} of {id} is out of turn")).into());
             }
         }
