@@ -454,6 +454,11 @@ impl Inner {
             "ending" => {
                 g.is_active = false;
                 g.over_ms.get_or_insert(now);
+                // Before its time, it takes everything below it along, children first (guarantee 7).
+                let is_left = |g: &GrantFacts| g.is_active && g.parent.as_deref() == Some(id);
+                if what["cause"]["cause"] != "expired" && self.grants.values().any(is_left) {
+                    self.violations.push(format!("grant {id} ends, and a child of it is in force"));
+                }
             }
             "ended" | "denied" | "lapsed" | "cancelled" | "withdrawn" => {
                 g.is_active = false;
