@@ -439,6 +439,27 @@ fn what_rests_on_a_refused_batch_is_refused_too() {
     append(&journal, &mut stepper, again).unwrap();
 }
 
+/// A writer that has stopped refuses, too; what is queued behind its reopening may rest on what it refused.
+#[test]
+fn what_rests_on_a_batch_that_a_stopped_writer_refused_is_refused_after_it_goes_on() {
+    let disk = MemDisk::default();
+    let (journal, mut stepper) = fresh(&disk);
+    disk.set(|s| s.fail_syncs = 1);
+    append(&journal, &mut stepper, batch(&["lost"])).unwrap_err();
+    let generation = Some(journal.generation());
+    let first = journal.enqueue(batch(&["begins"])).unwrap();
+    let mut reopening = std::pin::pin!(journal.reopen());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::future::Future::poll(reopening.as_mut(), &mut cx).is_pending());
+    let second = journal.enqueue(Batch { generation, ..ending("ends what the first began") }).unwrap();
+    let independent = journal.enqueue(ending("ends something else")).unwrap();
+    stepper.step();
+    assert!(matches!(first.wait(), Err(Error::Poisoned(_))));
+    assert!(matches!(second.wait(), Err(Error::Stale)));
+    independent.wait().unwrap();
+    assert_eq!(all(&disk), ["ends something else"]);
+}
+
 #[test]
 fn one_sync_for_all_that_is_queued_and_a_barrier_costs_none() {
     let disk = MemDisk::default();

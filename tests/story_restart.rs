@@ -10,9 +10,8 @@ use broker::{PATIENCE, Plan, World, target, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// From the moment when a target is back until what was due there is ended: promised are 2 s, on a machine that does
-/// nothing else (`cargo bench --bench trouble`).
-const BACK: Duration = Duration::from_secs(10);
+/// From the moment when a target is back until what was due there is ended.
+const BACK: Duration = Duration::from_secs(2);
 
 /// So many attempts to end its credential have failed.
 fn attempted(times: u64) -> impl Fn(&Value) -> bool {

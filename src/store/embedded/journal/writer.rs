@@ -227,28 +227,13 @@ impl Stepper {
 
     /// Adds a batch to the group, or answers why not.
     fn append(&mut self, batch: &Batch, bytes: usize, reply: Reply<Appended>) {
-        if let Some(why) = self.shared.poisoned() {
-            return answer(reply, Err(Error::Poisoned(Arc::new(why))));
-        }
-        let is_stale = batch.generation.is_some_and(|g| g != self.shared.generation());
-        if is_stale && !Mutation::KeepWhatRestsOnRefused.is_on() {
-            return answer(reply, Err(Error::Stale));
-        }
-        if bytes > 0 {
-            self.place.options.reserve_bytes = self.reserve_least.max(batch.reserve_bytes);
-        }
-        let room = self.guarded(|this, ready| this.make_room(ready, bytes as u64, batch.ending));
-        match room {
-            Some(true) => {}
-            Some(false) => {
-                self.shared.refused_no_space.fetch_add(1, Relaxed);
+        if let Err(why) = self.admit(batch, bytes) {
+            // Whatever the reason: what is queued behind it may rest on it, also behind a reopening. What is stale rests on
+            // something that changed the number already.
+            if !matches!(why, Error::Stale) {
                 self.shared.next_generation();
-                return answer(reply, Err(Error::NoSpace { dir: self.place.dir.clone() }));
             }
-            None => {
-                let why = self.shared.poisoned().unwrap_or(Error::WriterGone);
-                return answer(reply, Err(why));
-            }
+            return answer(reply, Err(why));
         }
         let Some(ready) = self.ready.as_mut() else { return answer(reply, Err(Error::WriterGone)) };
         let at_ms = self.clock.wall().0;
@@ -271,6 +256,28 @@ impl Stepper {
         }
         let count = batch.payloads.len() as u64;
         self.group.push((reply, Appended { first_seq, count, at_ms, leaf: ready.leaf }));
+    }
+
+    /// May it be added, and is there space for it?
+    fn admit(&mut self, batch: &Batch, bytes: usize) -> Result<(), Error> {
+        if let Some(why) = self.shared.poisoned() {
+            return Err(Error::Poisoned(Arc::new(why)));
+        }
+        let is_stale = batch.generation.is_some_and(|g| g != self.shared.generation());
+        if is_stale && !Mutation::KeepWhatRestsOnRefused.is_on() {
+            return Err(Error::Stale);
+        }
+        if bytes > 0 {
+            self.place.options.reserve_bytes = self.reserve_least.max(batch.reserve_bytes);
+        }
+        match self.guarded(|this, ready| this.make_room(ready, bytes as u64, batch.ending)) {
+            Some(true) => Ok(()),
+            Some(false) => {
+                self.shared.refused_no_space.fetch_add(1, Relaxed);
+                Err(Error::NoSpace { dir: self.place.dir.clone() })
+            }
+            None => Err(self.shared.poisoned().unwrap_or(Error::WriterGone)),
+        }
     }
 
     /// Space for `bytes` more in the group, in a new segment if the present one is full. False: there is none.
