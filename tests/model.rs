@@ -28,61 +28,37 @@ fn explore(name: &str, scope: Scope, depth: Option<usize>, at_least: usize) {
     assert!(checked >= at_least, "{name}: only {checked} states");
 }
 
+/// A world in which these agents ask, with so many leases a grant, a freeze, a crash, and a policy that changes its mind.
+fn scope(asks: [bool; GRANTS], slots: usize) -> Scope {
+    Scope { asks, slots: [slots; GRANTS], last_tick: 4, reassess: [true; GRANTS], freeze: true, crash: true }
+}
+
 /// All of the world, as deep as a minute goes.
 #[test]
 fn everything_together() {
-    let scope = Scope {
-        asks: [true; GRANTS],
-        slots: [1; GRANTS],
-        last_tick: 4,
-        reassess: [true; GRANTS],
-        freeze: true,
-        crash: true,
-    };
-    explore("together", scope, Some(14), 78_707);
+    explore("together", scope([true; GRANTS], 1), Some(14), 78_707);
 }
 
 /// All there is of a parent, its child and a crash.
 #[test]
 fn a_parent_and_its_child() {
-    let mut scope = Scope {
-        asks: [false; GRANTS],
-        slots: [1; GRANTS],
-        last_tick: 4,
-        reassess: [true; GRANTS],
-        freeze: true,
-        crash: true,
-    };
-    (scope.asks[PARENT], scope.asks[CHILD]) = (true, true);
-    explore("parent and child", scope, None, 23_382);
+    let mut asks = [false; GRANTS];
+    (asks[PARENT], asks[CHILD]) = (true, true);
+    explore("parent and child", scope(asks, 1), None, 23_382);
 }
 
 /// All there is of two grants for the same thing and a crash.
 #[test]
 fn two_that_overlap() {
-    let mut scope = Scope {
-        asks: [false; GRANTS],
-        slots: [1; GRANTS],
-        last_tick: 4,
-        reassess: [true; GRANTS],
-        freeze: true,
-        crash: true,
-    };
-    (scope.asks[PARENT], scope.asks[OVERLAP]) = (true, true);
-    explore("overlap", scope, None, 113_670);
+    let mut asks = [false; GRANTS];
+    (asks[PARENT], asks[OVERLAP]) = (true, true);
+    explore("overlap", scope(asks, 1), None, 113_670);
 }
 
 /// All there is of one grant whose credential is replaced.
 #[test]
 fn one_that_is_replaced() {
-    let mut scope = Scope {
-        asks: [false; GRANTS],
-        slots: [SLOTS; GRANTS],
-        last_tick: 4,
-        reassess: [true; GRANTS],
-        freeze: true,
-        crash: true,
-    };
-    scope.asks[PARENT] = true;
-    explore("replaced", scope, None, 9_126);
+    let mut asks = [false; GRANTS];
+    asks[PARENT] = true;
+    explore("replaced", scope(asks, SLOTS), None, 9_126);
 }

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use sim::runner::{Sum, many};
 
 /// Seeds that failed once, for ever. They are told apart from the code by what they found, see `docs/simulation.md`.
-const CORPUS: [u64; 15] = [44, 45, 112, 141, 187, 241, 261, 855, 1_185, 1_623, 1_758, 2_709, 4_307, 4_630, 5_651];
+const CORPUS: [u64; 16] =
+    [44, 45, 112, 141, 187, 241, 261, 855, 1_185, 1_623, 1_758, 2_709, 4_307, 4_630, 5_651, 8_000_462];
 
 #[test]
 fn seeds_that_once_failed_are_well() {

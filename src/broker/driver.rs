@@ -227,7 +227,8 @@ impl Broker {
             outcome.is_ok()
         };
         let well = futures::stream::iter(ids.iter().copied()).map(tick).buffer_unordered(DEADLINES_AT_ONCE);
-        if !well.all(|well| async move { well }).await {
+        // Each to its end: `all` would leave off at the first that fails, and hold up those behind it.
+        if !well.fold(true, |all, well| async move { all & well }).await {
             self.clock.clock().sleep(Duration::from_millis(RETRY_FIRST_MS)).await;
         }
         for id in ids {
