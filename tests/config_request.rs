@@ -21,6 +21,14 @@ fn customers(more: Value) -> Value {
     entry
 }
 
+/// What an agent may know of costs an evaluation for each action of the catalogue: only a hint is worth that.
+#[test]
+fn a_request_without_faults_does_not_ask_what_its_agent_may_know() {
+    let entry = customers(json!({"tables": ["a"], "rows": 7}));
+    let permission = normalise(&catalogue(), &entry, &|name| panic!("{name} was looked up")).unwrap();
+    assert_eq!(permission.resource.as_str(), "db/customers");
+}
+
 #[test]
 fn every_bound_is_explicit_afterwards() {
     let p = wire(customers(json!({})));

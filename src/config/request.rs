@@ -46,7 +46,8 @@ impl RequestProblem {
 }
 
 /// Normalises all entries of a request, [`PERMISSIONS_MAX`] at most. `told` says which resources the agent may
-/// know of; hints name no others.
+/// know of; hints name no others. It is asked for hints alone: finding it out costs an evaluation for each action that
+/// there is, which a request without faults must not wait for.
 pub fn normalise_all(
     catalogue: &Catalogue,
     entries: &[Value],
@@ -71,17 +72,18 @@ pub fn normalise(
         return Err(RequestProblem::new("authorization_details", "each entry must be a JSON object"));
     };
     let resource = find_resource(catalogue, fields, told)?;
-    let told = told(&resource.name);
-    check_type(catalogue, resource, fields, told)?;
-    let actions = read_actions(resource, fields, told)?;
+    let told = || told(&resource.name);
+    check_type(catalogue, resource, fields, &told)?;
+    let actions = read_actions(resource, fields, &told)?;
     for field in fields.keys() {
         let known = matches!(field.as_str(), "type" | "identifier" | "actions")
             || resource.constraint.keys().any(|c| c.as_str() == field);
         if !known {
             let names: Vec<&str> = resource.constraint.keys().map(ConstraintName::as_str).collect();
-            let hint = if told { nearest(field, names.iter().copied()) } else { Vec::new() };
+            let is_told = told();
+            let hint = if is_told { nearest(field, names.iter().copied()) } else { Vec::new() };
             let what = format!("unknown field{}; this resource knows type, identifier, actions{}", quoted(field), {
-                if told && !names.is_empty() { format!(", {}", names.join(", ")) } else { String::new() }
+                if is_told && !names.is_empty() { format!(", {}", names.join(", ")) } else { String::new() }
             });
             return Err(RequestProblem::new(&plain(field), what).near(hint));
         }
@@ -89,7 +91,7 @@ pub fn normalise(
     let mut constraints = BTreeMap::new();
     for (name, config) in &resource.constraint {
         let value = match fields.get(name.as_str()) {
-            Some(value) => bound(name, config, value, told)?,
+            Some(value) => bound(name, config, value, &told)?,
             None => whole(config),
         };
         constraints.insert(name.clone(), value);
@@ -135,7 +137,7 @@ fn check_type(
     catalogue: &Catalogue,
     resource: &Resource,
     fields: &Map<String, Value>,
-    told: bool,
+    told: &dyn Fn() -> bool,
 ) -> Result<(), RequestProblem> {
     let kind = catalogue.target(&resource.target).map(|t| t.kind.as_str());
     if kind.is_some() && fields.get("type").and_then(Value::as_str) == kind {
@@ -144,7 +146,7 @@ fn check_type(
     Err(RequestProblem::new(
         "type",
         match kind {
-            Some(kind) if told => format!("`type` of {} is `{kind}`", resource.name),
+            Some(kind) if told() => format!("`type` of {} is `{kind}`", resource.name),
             _ => "`type` doesn't fit this resource".to_owned(),
         },
     ))
@@ -153,7 +155,7 @@ fn check_type(
 fn read_actions(
     resource: &Resource,
     fields: &Map<String, Value>,
-    told: bool,
+    told: &dyn Fn() -> bool,
 ) -> Result<BTreeSet<ActionName>, RequestProblem> {
     let fail = |what: String| RequestProblem::new("actions", what);
     let list = match fields.get("actions") {
@@ -167,8 +169,9 @@ fn read_actions(
         let Some(name) = found else {
             let names = resource.action.iter().map(|a| a.name.as_str());
             // A resource has few actions: when none is near, the first of them are told.
-            let mut hint = if told { nearest(text, names.clone()) } else { Vec::new() };
-            if hint.is_empty() && told {
+            let is_told = told();
+            let mut hint = if is_told { nearest(text, names.clone()) } else { Vec::new() };
+            if hint.is_empty() && is_told {
                 hint = names.take(NEAREST_MAX).map(str::to_owned).collect();
             }
             return Err(fail(format!("{} has no action{}", resource.name, quoted(text))).near(hint));
@@ -197,7 +200,7 @@ fn bound(
     name: &ConstraintName,
     config: &ConstraintConfig,
     value: &Value,
-    told: bool,
+    told: &dyn Fn() -> bool,
 ) -> Result<Constraint, RequestProblem> {
     let fail = |what: String| RequestProblem::new(name.as_str(), what);
     if config.kind == ConstraintKind::Max {
@@ -228,7 +231,7 @@ fn bound(
             _ => config.values.contains(text),
         };
         if !inside {
-            let hint = if told { nearest(text, config.values.iter().map(String::as_str)) } else { Vec::new() };
+            let hint = if told() { nearest(text, config.values.iter().map(String::as_str)) } else { Vec::new() };
             return Err(fail(format!("`{name}` goes beyond the catalogue: one value isn't among its own")).near(hint));
         }
         values.insert(text.to_owned());
