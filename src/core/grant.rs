@@ -198,16 +198,19 @@ impl Grant {
                 Ok(())
             }
             (None, event) => Err(Impossible { event: event.word(), state: "not there" }),
-            // Guarantee 13: what happens to one grant changes no other.
-            (Some(grant), event) if grant.id != id || !event.is_about(id) => {
-                Err(Impossible { event: event.word(), state: "another grant" })
-            }
-            (Some(grant), event) => {
-                grant.change(event, at)?;
-                grant.version += 1;
-                Ok(())
-            }
+            (Some(grant), event) => grant.advance(id, event, at),
         }
+    }
+
+    /// Applies an event to a grant that is there. After an error the grant is of no use any more.
+    pub fn advance(&mut self, id: GrantId, event: &GrantEvent, at: Timestamp) -> Result<(), Impossible> {
+        // Guarantee 13: what happens to one grant changes no other.
+        if self.id != id || !event.is_about(id) {
+            return Err(Impossible { event: event.word(), state: "another grant" });
+        }
+        self.change(event, at)?;
+        self.version += 1;
+        Ok(())
     }
 
     fn change(&mut self, event: &GrantEvent, at: Timestamp) -> Result<(), Impossible> {

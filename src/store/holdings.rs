@@ -75,7 +75,8 @@ pub struct Holdings {
     agents_of: HashMap<PersonId, BTreeSet<AgentId>>,
 }
 
-fn held_by(grant: &Grant) -> Option<HeldBy> {
+/// What a grant gives, while it goes on and when it is over.
+pub(super) fn held_by(grant: &Grant) -> Option<HeldBy> {
     let (until, over) = match grant.state {
         GrantState::Active { ends_at, .. } => (ends_at, false),
         // Over for the agent; a copy of the credential may still work.
@@ -100,8 +101,8 @@ impl By {
             return false;
         }
         self.over.retain(|e| e.grant != entry.grant);
-        self.over.push(entry);
-        self.over.sort_unstable_by(|a, b| b.cmp(a));
+        let place = self.over.partition_point(|e| *e > entry);
+        self.over.insert(place, entry);
         self.keep_few();
         true
     }
@@ -118,20 +119,23 @@ impl By {
         }
     }
 
-    /// Of each task that is over, [`OVER_KEPT`]; of the tasks, [`TASKS_MAX`] by name.
+    /// Of each task that is over, [`OVER_KEPT`]; of the tasks, [`TASKS_MAX`], those that ended last.
     fn keep_few(&mut self) {
-        let (mut named, mut unnamed): (BTreeMap<TaskName, usize>, usize) = (BTreeMap::new(), 0);
+        let (mut named, mut unnamed): (HashMap<&TaskName, usize>, usize) = (HashMap::new(), 0);
+        let mut judged = Vec::with_capacity(self.over.len());
+        for e in &self.over {
+            let task = e.task.as_ref().filter(|t| named.contains_key(t) || named.len() < TASKS_MAX);
+            let count = task.map_or(&mut unnamed, |t| named.entry(t).or_default());
+            *count += 1;
+            judged.push((*count <= OVER_KEPT, task.is_some()));
+        }
+        let mut judged = judged.into_iter();
         self.over.retain_mut(|e| {
-            let is_one_more = e.task.as_ref().is_some_and(|t| !named.contains_key(t)) && named.len() == TASKS_MAX;
-            if is_one_more {
+            let (stays, keeps_name) = judged.next().unwrap_or_default();
+            if !keeps_name {
                 e.task = None;
             }
-            let count = match &e.task {
-                Some(task) => named.entry(task.clone()).or_default(),
-                None => &mut unnamed,
-            };
-            *count += 1;
-            *count <= OVER_KEPT
+            stays
         });
     }
 
@@ -156,16 +160,16 @@ impl By {
 }
 
 impl Holdings {
-    /// Takes in what a grant has become. Returns the holdings of which something else is over than before.
-    pub fn update(&mut self, before: Option<&Grant>, grant: &Grant) -> Vec<HoldingKey> {
-        let earlier = before.and_then(held_by);
-        let Some(entry) = held_by(grant).filter(|e| earlier.as_ref() != Some(e)) else { return Vec::new() };
+    /// Takes in what a grant has become; `earlier` is what [`held_by`] made of it before. Returns the holdings of which
+    /// something else is over than before.
+    pub(super) fn update(&mut self, earlier: Option<&HeldBy>, grant: &Grant) -> Vec<HoldingKey> {
+        let Some(entry) = held_by(grant).filter(|e| earlier != Some(e)) else { return Vec::new() };
         let Some(assessed) = &grant.assessed else { return Vec::new() };
         let agent = &grant.request.agent;
         let holder = (agent.id.clone(), agent.owner.clone());
         let mut changed = Vec::new();
         for permission in &assessed.approvable.permissions {
-            self.put(&holder, permission, earlier.as_ref(), entry.clone(), &mut changed);
+            self.put(&holder, permission, earlier, entry.clone(), &mut changed);
         }
         changed.into_iter().map(|permission| (holder.clone(), permission)).collect()
     }
@@ -186,7 +190,7 @@ impl Holdings {
         let mut changed = BTreeSet::new();
         for (before, after) in steps {
             if scratch.of.contains_key(&holder(after)) {
-                changed.extend(scratch.update(before.as_deref(), after));
+                changed.extend(scratch.update(before.as_deref().and_then(held_by).as_ref(), after));
             }
         }
         let kept = |key: HoldingKey| (scratch.get(&key), key);
@@ -397,7 +401,8 @@ mod tests {
         assert_eq!((holdings.len(), held(&holdings, Some(grant_id(7))).len()), (1, 1));
         // All end; what is kept is two of them.
         for id in (0..MANY).map(grant_id) {
-            let changed = holdings.update(Some(&Grant { id, ..template.clone() }), &Grant { id, ..over.clone() });
+            let changed =
+                holdings.update(held_by(&Grant { id, ..template.clone() }).as_ref(), &Grant { id, ..over.clone() });
             let kept = holdings.get(&changed[0]).expect("something is over");
             assert!(changed.len() == 1 && kept.over.len() <= OVER_KEPT && kept.over.iter().any(|e| e.grant == id));
         }
@@ -431,7 +436,7 @@ mod tests {
         }
         assert_eq!(holdings.len(), PER_AGENT_MAX, "the others, the wide one, and the first one's name again");
         for [active, over] in &all {
-            holdings.update(Some(active), over);
+            holdings.update(held_by(active).as_ref(), over);
         }
         holdings.prune(at(3600));
         assert_eq!(holdings.len(), 0);
@@ -446,7 +451,7 @@ mod tests {
             let [active, over] = states(n);
             holdings.update(None, &active);
             if n <= 3 {
-                for key in holdings.update(Some(&active), &over) {
+                for key in holdings.update(held_by(&active).as_ref(), &over) {
                     kept.insert(key.clone(), holdings.get(&key));
                 }
             } else {

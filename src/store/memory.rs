@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::StoreError;
 use super::engine::{Archive, Engine, Keeper, Log, Receipt, Snapshot, over_at, read_record};
-use super::view::{Changed, KnownAgent, Stored, View};
+use super::view::{KnownAgent, Stored, View};
 use crate::core::digest::Digest;
 use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
 use crate::time::SystemClock;
@@ -127,9 +127,7 @@ pub fn reopen(log: MemoryLog) -> Result<Engine<MemoryLog, MemoryArchive>, StoreE
     let records = log.0.lock().clone();
     for (bytes, seq) in records.iter().zip(1..) {
         let record = read_record(seq, bytes)?;
-        let mut changed = Changed::default();
-        view.replay(seq, record.at, &record.event, &mut changed)?;
-        keeper.note(&mut changed, seq, [0; 32]);
+        view.replay(seq, record.at, &record.event, keeper.going_on(seq, [0; 32]))?;
     }
     keeper.keep_all(&mut view, &archive)?;
     Ok(Engine::start(Arc::new(SystemClock), log, archive, view, keeper))

@@ -1,6 +1,7 @@
 //! What the journal adds up to, in memory: the grants that are not final, and the indexes that the broker
 //! asks. Pure; both the embedded and the memory store are built around it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::core::grant::{Grant, GrantState};
 use crate::core::id::{AgentId, GrantId, LeaseId, TaskKey, Timestamp};
 
 use super::due::Due;
-use super::holdings::{Holding, HoldingKey, Holdings, WINDOW_SECS_MAX};
+use super::holdings::{HeldBy, Holding, HoldingKey, Holdings, WINDOW_SECS_MAX, held_by};
 use super::{AgentHistory, Freeze, Freezes, StoreError};
 
 /// How many of an agent's latest grants are remembered.
@@ -113,17 +114,25 @@ impl View {
             self.publish_other(seq, at, event, changed);
             return Ok(());
         };
-        let known = self.grants.get(id);
-        if known.is_some_and(|s| s.seqs.last().is_some_and(|last| *last >= seq)) {
-            changed.grants.insert(*id); // whoever has kept it may take it out of memory again
-            return Ok(());
-        }
-        let mut slot = known.map(|s| (*s.grant).clone());
-        Grant::apply(&mut slot, *id, what, at).map_err(|e| StoreError::Impossible(e.to_string()))?;
-        let grant = slot
-            .filter(|g| g.version == *version)
-            .ok_or_else(|| StoreError::Impossible(format!("version {version} of {id} out of turn")))?;
-        self.put(&Arc::new(grant), changed);
+        // In place: most of what a long journal tells is about grants that are there.
+        let was = if let Some(stored) = self.grants.get_mut(id) {
+            if stored.seqs.last().is_some_and(|last| *last >= seq) {
+                changed.grants.insert(*id); // whoever has kept it may take it out of memory again
+                return Ok(());
+            }
+            let was = Was::of(&stored.grant);
+            Arc::make_mut(&mut stored.grant).advance(*id, what, at).map_err(impossible)?;
+            Some(was)
+        } else {
+            let mut slot = None;
+            Grant::apply(&mut slot, *id, what, at).map_err(impossible)?;
+            self.grants.extend(slot.map(|grant| (*id, Stored { grant: Arc::new(grant), seqs: Vec::new() })));
+            None
+        };
+        let grant = self.grants.get(id).map(|s| Arc::clone(&s.grant)).filter(|g| g.version == *version);
+        let grant = grant.ok_or_else(|| impossible(format!("version {version} of {id} out of turn")))?;
+        self.index(was.as_ref(), &grant, changed);
+        drop(grant); // or the next one couldn't be in place
         self.note(seq, *id, what, changed);
         Ok(())
     }
@@ -154,30 +163,43 @@ impl View {
 
     /// Takes in what a grant has become.
     fn put(&mut self, grant: &Arc<Grant>, changed: &mut Changed) {
-        let id = grant.id;
-        changed.grants.insert(id);
-        let mut stored =
-            self.grants.remove(&id).unwrap_or_else(|| Stored { grant: Arc::clone(grant), seqs: Vec::new() });
-        let is_new = stored.seqs.is_empty();
-        let before = std::mem::replace(&mut stored.grant, Arc::clone(grant));
-        let before = (!is_new).then_some(&*before);
-        self.grants.insert(id, stored);
-        if is_new && let Some(digest) = grant.request.idempotency {
-            self.by_idempotency.insert(digest, id);
+        let was = match self.grants.entry(grant.id) {
+            Entry::Occupied(mut known) => {
+                let was = Was::of(&known.get().grant);
+                known.get_mut().grant = Arc::clone(grant);
+                Some(was)
+            }
+            Entry::Vacant(place) => {
+                place.insert(Stored { grant: Arc::clone(grant), seqs: Vec::new() });
+                None
+            }
+        };
+        self.index(was.as_ref(), grant, changed);
+    }
+
+    /// Keeps the indexes: of a grant that was so before, or not there.
+    fn index(&mut self, was: Option<&Was>, grant: &Grant, changed: &mut Changed) {
+        changed.grants.insert(grant.id);
+        if was.is_none()
+            && let Some(digest) = grant.request.idempotency
+        {
+            self.by_idempotency.insert(digest, grant.id);
         }
-        self.count(before, grant);
-        self.index_leases(before, grant);
-        changed.holdings.extend(self.holdings.update(before, grant));
+        self.count(was.is_some_and(|w| w.is_pending), grant);
+        self.index_leases(grant);
+        changed.holdings.extend(self.holdings.update(was.and_then(|w| w.held.as_ref()), grant));
         changed.due |= self.due.update(grant);
     }
 
     /// Keeps what counts open grants.
-    fn count(&mut self, before: Option<&Grant>, grant: &Grant) {
+    fn count(&mut self, was_pending: bool, grant: &Grant) {
         let (id, agent) = (grant.id, &grant.request.agent.id);
-        let was_pending = before.is_some_and(is_pending);
         let (was_open, is_open) = (self.open.contains(&id), !grant.state.is_final());
         if !was_open && !is_open {
             self.finals.insert(id);
+            return;
+        }
+        if was_open && is_open && was_pending == is_pending(grant) {
             return;
         }
         let count = self.counts.entry(agent.clone()).or_default();
@@ -238,17 +260,16 @@ impl View {
         changed.agents.insert(agent.clone());
     }
 
-    fn index_leases(&mut self, before: Option<&Grant>, grant: &Grant) {
+    fn index_leases(&mut self, grant: &Grant) {
         for lease in grant.leases.values() {
-            let known = before.and_then(|b| b.leases.get(&lease.intent.lease));
-            match (known.map(crate::core::lease::Lease::is_gone), lease.is_gone()) {
-                (None, false) => {
-                    self.by_lease_name.insert(lease.intent.name.clone(), (grant.id, lease.intent.lease));
+            let (name, is_ours) = (&lease.intent.name, (grant.id, lease.intent.lease));
+            let known = self.by_lease_name.get(name);
+            if lease.is_gone() {
+                if known == Some(&is_ours) {
+                    self.by_lease_name.remove(name);
                 }
-                (Some(false), true) => {
-                    self.by_lease_name.remove(&lease.intent.name);
-                }
-                _ => {}
+            } else if known.is_none() {
+                self.by_lease_name.insert(name.clone(), is_ours);
             }
         }
     }
@@ -390,8 +411,8 @@ impl View {
         if let Some(digest) = grant.request.idempotency {
             self.by_idempotency.insert(digest, grant.id);
         }
-        self.count(None, &grant);
-        self.index_leases(None, &grant);
+        self.count(false, &grant);
+        self.index_leases(&grant);
         self.due.update(&grant);
         self.holdings.restore_grant(&grant);
         self.grants.insert(grant.id, stored);
@@ -441,6 +462,22 @@ pub fn requested(event: &Event) -> Option<(GrantId, &crate::core::request::Reque
         },
         _ => None,
     }
+}
+
+/// What the indexes know of a grant as it was.
+struct Was {
+    is_pending: bool,
+    held: Option<HeldBy>,
+}
+
+impl Was {
+    fn of(grant: &Grant) -> Self {
+        Self { is_pending: is_pending(grant), held: held_by(grant) }
+    }
+}
+
+fn impossible(why: impl std::fmt::Display) -> StoreError {
+    StoreError::Impossible(why.to_string())
 }
 
 fn is_pending(grant: &Grant) -> bool {

@@ -11,7 +11,7 @@ use crate::audit::reader::Records;
 use crate::core::event::{Event, GrantEvent};
 use crate::store::StoreError;
 use crate::store::engine::{Archive, Keeper, Kept, Record, Snapshot, read_record};
-use crate::store::view::{Changed, View};
+use crate::store::view::View;
 
 /// So many things change before they are given to the archive, while as many are being kept.
 pub const REPLAY_CHUNK: usize = 8192;
@@ -52,10 +52,8 @@ pub fn replay<A: Archive>(
         for chunk in chunks {
             for Read { seq, leaf, left, record } in chunk? {
                 lend(archive, view, &record.event, from)?;
-                let mut changed = Changed::default();
-                view.replay(seq, record.at, &record.event, &mut changed)?;
+                view.replay(seq, record.at, &record.event, keeper.going_on(seq, leaf))?;
                 replayed += 1;
-                keeper.note(&mut changed, seq, leaf);
                 if left == 0 && keeper.waiting() >= REPLAY_CHUNK {
                     keeping.keep(&mut keeper, view)?;
                 }

@@ -47,6 +47,13 @@ impl Keeper {
         self.leaf = leaf;
     }
 
+    /// The view goes on to there; what that changes is to be added.
+    pub fn going_on(&mut self, seq: u64, leaf: [u8; 32]) -> &mut Changed {
+        self.seq = seq;
+        self.leaf = leaf;
+        &mut self.changed
+    }
+
     /// How often something was taken out of memory.
     pub const fn evictions(&self) -> u64 {
         self.evictions
