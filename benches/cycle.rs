@@ -1,7 +1,7 @@
 //! `cargo bench --bench cycle`: how fast the main job goes, end to end. Drives the release binary from another process
 //! over real TLS, beside what the machine itself can do in the same minutes, and writes target/bench/cycle.json.
 //!
-//! `COUNTERSIGN_RELEASE_BIN` names a binary that is built already; `COUNTERSIGN_BENCH_ONLY=w1,w2` picks parts;
+//! `COUNTERSIGN_RELEASE_BIN` names a binary that is built already; `COUNTERSIGN_BENCH_ONLY=w1,w2,nodes` picks parts;
 //! `COUNTERSIGN_BENCH_SECS` is the length of one measurement (default 10). docs/benchmarks.md says what is measured how.
 
 #[path = "cycle/bare.rs"]
@@ -12,6 +12,8 @@ mod figures;
 mod http;
 #[path = "cycle/limits.rs"]
 mod limits;
+#[path = "cycle/nodes.rs"]
+mod nodes;
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
 #[path = "cycle/w1.rs"]
@@ -71,8 +73,8 @@ async fn run() -> Outcome<()> {
     if wanted("w1") {
         let world = world::World::start(&binary, &out.join("w1"), None).await?;
         say(&mut report, "w1_start", world.started());
-        w1::run(&world, AGENTS, w1::Stop::Cycles(WARM_UP)).await?;
-        say(&mut report, "w1_16", w1::run(&world, AGENTS, w1::Stop::After(length)).await?);
+        w1::run(std::slice::from_ref(&world), AGENTS, w1::Stop::Cycles(WARM_UP)).await?;
+        say(&mut report, "w1_16", w1::run(std::slice::from_ref(&world), AGENTS, w1::Stop::After(length)).await?);
         // The same folder again: what it costs to come back to a journal with all of that in it.
         let world = world.restart().await?;
         say(&mut report, "w1_restart", world.started());
@@ -83,15 +85,15 @@ async fn run() -> Outcome<()> {
         say(&mut report, "postgresql", target.settings().await?);
         let world = world::World::start(&binary, &out.join("w2"), Some(&target)).await?;
         say(&mut report, "w2_start", world.started());
-        w2::run(&world, &target, AGENTS, w2::Session::Open, w1::Stop::Cycles(WARM_UP)).await?;
+        w2::run(std::slice::from_ref(&world), &target, AGENTS, w2::Session::Open, w1::Stop::Cycles(WARM_UP)).await?;
         let alone = w1::Stop::Cycles(ALONE_CYCLES);
-        say(&mut report, "w2_1", w2::run(&world, &target, 1, w2::Session::Open, alone).await?);
+        say(&mut report, "w2_1", w2::run(std::slice::from_ref(&world), &target, 1, w2::Session::Open, alone).await?);
         say(&mut report, "bare_1", bare::run(&target, 1, w2::Session::Open, alone).await?);
         for (session, ours, theirs) in
             [(w2::Session::Open, "w2_16", "bare_16"), (w2::Session::Closed, "w2_16_closed", "bare_16_closed")]
         {
             let stop = w1::Stop::After(length);
-            say(&mut report, ours, w2::run(&world, &target, AGENTS, session, stop).await?);
+            say(&mut report, ours, w2::run(std::slice::from_ref(&world), &target, AGENTS, session, stop).await?);
             say(&mut report, theirs, bare::run(&target, AGENTS, session, stop).await?);
             let rate = |name: &str| report[name]["rate_per_sec"].as_f64().unwrap_or_default();
             let ratio = figures::round(rate(theirs) / rate(ours));
@@ -100,6 +102,9 @@ async fn run() -> Outcome<()> {
         }
         world.stop().await?;
         say(&mut report, "left_at_target", target.left().await?);
+    }
+    if wanted("nodes") {
+        nodes::run(&binary, &out.join("nodes"), length, &mut |name, value| say(&mut report, name, value)).await?;
     }
     let file = out.join("cycle.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(report))?)?;

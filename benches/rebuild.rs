@@ -45,7 +45,7 @@ fn main() -> Outcome<()> {
     let mut report = Map::new();
     report.insert("machine".to_owned(), limits::machine()?);
     report.insert("disk".to_owned(), limits::disk_of(&out)?);
-    let made = journal::make(&embedded::journal_dir(&data), events, OPEN)?;
+    let made = journal::make(&embedded::journal_dir(&data), journal::Length::Events(events), OPEN)?;
     say(
         &mut report,
         "journal",

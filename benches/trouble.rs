@@ -2,7 +2,8 @@
 //! `cycle` does, beside what the machine itself can do in the same minutes, and writes target/bench/trouble.json.
 //!
 //! `COUNTERSIGN_RELEASE_BIN` names a binary that is built already; `COUNTERSIGN_BENCH_ONLY=w3,w5` picks parts;
-//! `COUNTERSIGN_BENCH_SHARE=0.1` makes everything a tenth as large. docs/benchmarks.md says what is measured how.
+//! `COUNTERSIGN_BENCH_SHARE=0.1` makes everything a tenth as large; `COUNTERSIGN_BENCH_OUTAGE_SECS` is how long W5's target
+//! is gone (default 30). docs/benchmarks.md says what is measured how.
 
 #[path = "trouble/bare.rs"]
 mod bare;
@@ -13,6 +14,8 @@ mod broker;
 mod figures;
 #[path = "cycle/http.rs"]
 mod http;
+#[path = "rebuild/journal.rs"]
+mod journal;
 #[allow(dead_code)] // `cycle` uses the rest
 #[path = "cycle/limits.rs"]
 mod limits;
@@ -32,11 +35,14 @@ mod w4;
 mod w5;
 #[path = "trouble/w6.rs"]
 mod w6;
+#[path = "trouble/w7.rs"]
+mod w7;
 #[path = "cycle/world.rs"]
 mod world;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use broker::postgres;
 use serde_json::{Map, Value, json};
@@ -66,6 +72,8 @@ async fn run() -> Outcome<()> {
     if disk["file_system"] == "tmpfs" {
         return Err("the data folder is on tmpfs: its syncs cost nothing, so nothing here would mean anything".into());
     }
+    let outage = std::env::var("COUNTERSIGN_BENCH_OUTAGE_SECS").ok().and_then(|s| s.parse().ok()).unwrap_or(30);
+    let outage = Duration::from_secs(outage);
     let binary = world::release_binary();
     let mut report = Map::new();
     report.insert("machine".to_owned(), limits::machine()?);
@@ -78,10 +86,14 @@ async fn run() -> Outcome<()> {
         say(&mut report, "w4_expiry", w4::run(&binary, &out.join("w4"), of(2_800), of(100)).await?);
     }
     if wanted("w5") {
-        say(&mut report, "w5_outage", w5::run(&binary, &out.join("w5"), of(200)).await?);
+        say(&mut report, "w5_outage", w5::run(&binary, &out.join("w5"), of(200), outage).await?);
     }
     if wanted("w6") {
         say(&mut report, "w6_kill", w6::run(&binary, &out.join("w6"), of(50_000)).await?);
+    }
+    if wanted("w7") {
+        let length = Duration::from_secs(10);
+        say(&mut report, "w7_history", w7::run(&binary, &out.join("w7"), of(1_000_000), length).await?);
     }
     let file = out.join("trouble.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&Value::Object(report))?)?;

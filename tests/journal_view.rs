@@ -24,7 +24,9 @@ const OPEN: u64 = 8;
 
 fn make(data: &Path, events: u64, open: u64) {
     // The writer is waited for, which a thread of the runtime mustn't do.
-    let made = std::thread::scope(|s| s.spawn(|| journal::make(&journal_dir(data), events, open).unwrap()).join());
+    let made = std::thread::scope(|s| {
+        s.spawn(|| journal::make(&journal_dir(data), journal::Length::Events(events), open).unwrap()).join()
+    });
     let made = made.unwrap();
     assert_ne!(made.first, countersign::core::id::GrantId::from_bytes([0; 16]));
     assert!(made.events >= events && made.open >= open && made.grants > made.open && made.bytes > 0);

@@ -49,19 +49,19 @@ pub struct Used {
 const TICK_MS: f64 = 10.0;
 
 impl Used {
-    /// Now.
-    pub fn of(pid: u32) -> Outcome<Self> {
+    /// Now: of these processes together.
+    pub fn of(pids: &[u32]) -> Outcome<Self> {
         Ok(Self {
             at: Instant::now(),
-            cpu_ms: cpu_ms(&pid.to_string())?,
+            cpu_ms: pids.iter().map(|pid| cpu_ms(&pid.to_string())).sum::<Outcome<f64>>()?,
             own_cpu_ms: cpu_ms("self")?,
             machine_busy_ms: machine_busy_ms()?,
         })
     }
 
-    /// What `cycles` cycles cost since then: rate, CPU of the process, of this one, and of the whole machine.
-    pub fn since(self, pid: u32, cycles: usize) -> Outcome<Map<String, Value>> {
-        let now = Self::of(pid)?;
+    /// What `cycles` cycles cost since then: rate, CPU of the processes, of this one, and of the whole machine.
+    pub fn since(self, pids: &[u32], cycles: usize) -> Outcome<Map<String, Value>> {
+        let now = Self::of(pids)?;
         #[allow(clippy::cast_precision_loss)] // a count
         let n = cycles.max(1) as f64;
         let secs = (now.at - self.at).as_secs_f64();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::figures::Part;
 use crate::http::Connection;
-use crate::world::World;
+use crate::world::{self, World};
 
 /// When a measurement ends.
 #[derive(Debug, Clone, Copy)]
@@ -85,15 +85,15 @@ struct Parts {
     usable: Part,
 }
 
-/// So many agents at once, each with its own identity and its own connection, one cycle after the other.
-pub async fn run(world: &Arc<World>, agents: usize, stop: Stop) -> Outcome<Value> {
+/// So many agents at once, each with its own identity and its own connection to one of the nodes, one cycle after the other.
+pub async fn run(nodes: &[Arc<World>], agents: usize, stop: Stop) -> Outcome<Value> {
     let mut connections = Vec::with_capacity(agents);
-    for _ in 0..agents {
-        connections.push(world.connect().await?);
+    for node in nodes.iter().cycle().take(agents) {
+        connections.push(node.connect().await?);
     }
     // Made before: signing them is the identity provider's work, not the broker's.
-    let stacks = world.jwts(agents, stop)?;
-    let before = world.before().await?;
+    let stacks = nodes.first().ok_or("no node")?.jwts(agents, stop)?;
+    let before = world::before(nodes).await?;
     let began = Instant::now();
     let tasks: Vec<_> = connections
         .into_iter()
@@ -108,7 +108,7 @@ pub async fn run(world: &Arc<World>, agents: usize, stop: Stop) -> Outcome<Value
         all.collected.join(one.collected);
         all.usable.join(one.usable);
     }
-    let mut out = world.since(before, all.cycles).await?;
+    let mut out = world::since(nodes, before, all.cycles).await?;
     out.insert("agents".to_owned(), json!(agents));
     out.insert("asked_to_granted".to_owned(), all.asked.figures());
     out.insert("granted_to_token".to_owned(), all.collected.figures());

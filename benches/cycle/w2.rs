@@ -13,10 +13,10 @@ use crate::figures::Part;
 use crate::http::Connection;
 use crate::postgres::Cluster;
 use crate::w1::{Credentials, Grant, Stop, ask, wanted};
-use crate::world::World;
+use crate::world::{self, World};
 
 /// Durability as PostgreSQL ships it: nothing is switched off.
-const SETTINGS: &[(&str, &str)] = &[
+pub const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "on"),
     ("synchronous_commit", "on"),
     ("full_page_writes", "on"),
@@ -169,14 +169,14 @@ impl Parts {
     }
 }
 
-/// So many agents at once, each with its own identity and its own connection, one cycle after the other.
-pub async fn run(world: &Arc<World>, target: &Target, agents: usize, session: Session, stop: Stop) -> Outcome<Value> {
-    let stacks = world.jwts(agents, stop)?;
+/// So many agents at once, each with its own identity and its own connection to one of the nodes, one cycle after the other.
+pub async fn run(nodes: &[Arc<World>], target: &Target, agents: usize, session: Session, stop: Stop) -> Outcome<Value> {
+    let stacks = nodes.first().ok_or("no node")?.jwts(agents, stop)?;
     let mut connections = Vec::with_capacity(agents);
-    for _ in 0..agents {
-        connections.push(world.connect().await?);
+    for node in nodes.iter().cycle().take(agents) {
+        connections.push(node.connect().await?);
     }
-    let before = world.before().await?;
+    let before = world::before(nodes).await?;
     let began = Instant::now();
     let running = connections
         .into_iter()
@@ -186,7 +186,7 @@ pub async fn run(world: &Arc<World>, target: &Target, agents: usize, session: Se
     for one in futures::future::join_all(running).await {
         all.join(one?);
     }
-    let mut out = world.since(before, all.cycles).await?;
+    let mut out = world::since(nodes, before, all.cycles).await?;
     out.insert("agents".to_owned(), json!(agents));
     out.insert("session".to_owned(), json!(format!("{session:?}").to_lowercase()));
     all.figures(session, &mut out);

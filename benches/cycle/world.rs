@@ -25,8 +25,8 @@ pub const PERSON: &str = "chen";
 /// Of the client at the IdP.
 const CLIENT_SECRET: &str = "reviewer-secret/+%";
 const TRUST_DOMAIN: &str = "bench.countersign.internal";
-/// How long the broker may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the broker may take to start or to stop; a start may have to make a view of a long record.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// JWTs made for each agent and second of a measurement: more than it can use up.
 const JWTS_PER_AGENT_AND_SEC: usize = 400;
 
@@ -35,9 +35,11 @@ pub struct World {
     binary: PathBuf,
     folder: PathBuf,
     child: Child,
-    authority: DevAuthority,
+    authority: Arc<DevAuthority>,
     tls: Arc<rustls::ClientConfig>,
     agent_port: u16,
+    /// In the broker's name; several nodes have one.
+    name_port: u16,
     metrics_port: u16,
     ready_after: Duration,
 }
@@ -45,7 +47,58 @@ pub struct World {
 /// What was known before a measurement.
 pub struct Before {
     used: Used,
-    syncs: f64,
+    /// `None`: the record isn't in a folder.
+    syncs: Option<f64>,
+}
+
+/// What a broker is started with.
+#[derive(Default)]
+#[allow(dead_code)] // each benchmark uses a part
+pub struct Setup<'a> {
+    /// A PostgreSQL in its catalogue.
+    pub target: Option<&'a Target>,
+    /// Free ones otherwise.
+    pub ports: Option<Ports>,
+    /// Where people really log in.
+    pub idp: Option<&'a str>,
+    /// The URL of the database that holds the record; the record is in the data folder otherwise.
+    pub store: Option<&'a str>,
+    /// A node of the same broker, whose name and keys this one has.
+    pub beside: Option<&'a World>,
+    /// Fills the data folder before the first start.
+    pub fill: Option<&'a dyn Fn(&Path) -> Outcome<()>>,
+}
+
+/// The state of these nodes before a measurement.
+pub async fn before(nodes: &[Arc<World>]) -> Outcome<Before> {
+    Ok(Before { syncs: syncs(nodes).await, used: Used::of(&pids(nodes))? })
+}
+
+/// What so many cycles at these nodes have cost since.
+pub async fn since(nodes: &[Arc<World>], before: Before, cycles: usize) -> Outcome<Map<String, Value>> {
+    let mut out = before.used.since(&pids(nodes), cycles)?;
+    if let (Some(now), Some(before)) = (syncs(nodes).await, before.syncs) {
+        let syncs = now - before;
+        #[allow(clippy::cast_precision_loss)] // a count
+        let per_cycle = round(syncs / cycles.max(1) as f64);
+        out.insert("journal_syncs".to_owned(), json!(syncs));
+        out.insert("journal_syncs_per_cycle".to_owned(), json!(per_cycle));
+    }
+    let rss = pids(nodes).iter().map(|pid| peak_rss_mib(*pid)).collect::<Outcome<Vec<f64>>>()?;
+    out.insert("peak_rss_mib".to_owned(), json!(rss.into_iter().fold(0.0, f64::max)));
+    Ok(out)
+}
+
+fn pids(nodes: &[Arc<World>]) -> Vec<u32> {
+    nodes.iter().map(|node| node.child.id()).collect()
+}
+
+async fn syncs(nodes: &[Arc<World>]) -> Option<f64> {
+    let mut sum = 0.0;
+    for node in nodes {
+        sum += node.syncs().await?;
+    }
+    Some(sum)
 }
 
 /// The binary under test: cargo has built it with this benchmark, unless `COUNTERSIGN_RELEASE_BIN` names another.
@@ -80,19 +133,13 @@ impl World {
         Ok(Ports { agent: free_port()?, reviewer: free_port()?, metrics: free_port()? })
     }
 
-    /// Writes a configuration into a fresh folder and starts the broker on it.
+    /// A broker with this target in its catalogue and nothing else.
     pub async fn start(binary: &Path, folder: &Path, target: Option<&Target>) -> Outcome<Arc<Self>> {
-        Self::start_with(binary, folder, target, Self::ports()?, None).await
+        Self::start_with(binary, folder, &Setup { target, ..Setup::default() }).await
     }
 
-    /// The same on these ports; with an `idp` at which people really log in.
-    pub async fn start_with(
-        binary: &Path,
-        folder: &Path,
-        target: Option<&Target>,
-        ports: Ports,
-        idp: Option<&str>,
-    ) -> Outcome<Arc<Self>> {
+    /// Writes a configuration into a fresh folder and starts the broker on it.
+    pub async fn start_with(binary: &Path, folder: &Path, setup: &Setup<'_>) -> Outcome<Arc<Self>> {
         if folder.exists() {
             std::fs::remove_dir_all(folder)?;
         }
@@ -108,31 +155,34 @@ impl World {
                 std::fs::write(policies.join(name), text)?;
             }
         }
-        let authority = DevAuthority::new(TRUST_DOMAIN, Arc::new(SystemClock)).map_err(|e| e.detail().to_owned())?;
-        let own = authority
-            .x509_svid(&format!("spiffe://{TRUST_DOMAIN}/broker"), &["localhost"], 24 * 3600)
-            .map_err(|e| e.detail().to_owned())?;
-        std::fs::write(folder.join("bundle.json"), authority.bundle_document())?;
-        std::fs::write(folder.join("broker.pem"), pem("CERTIFICATE", own.chain[0].as_ref()))?;
-        std::fs::write(folder.join("broker.key"), pem("PRIVATE KEY", own.key.secret_der()))?;
-        let (agent_port, metrics_port) = (ports.agent, ports.metrics);
-        std::fs::write(folder.join("login.secret"), CLIENT_SECRET)?;
-        let config = CONFIG
-            .replace("@AGENT@", &agent_port.to_string())
+        let authority = identity(folder, setup.beside)?;
+        let ports = setup.ports.map_or_else(Self::ports, Ok)?;
+        let name_port = setup.beside.map_or(ports.agent, |first| first.name_port);
+        let mut config = CONFIG
+            .replace("@NAME@", &name_port.to_string())
+            .replace("@AGENT@", &ports.agent.to_string())
             .replace("@REVIEWER@", &ports.reviewer.to_string())
-            .replace("@METRICS@", &metrics_port.to_string())
-            .replace("@IDP@", idp.unwrap_or("https://login.corp.example"));
+            .replace("@METRICS@", &ports.metrics.to_string())
+            .replace("@IDP@", setup.idp.unwrap_or("https://login.corp.example"));
+        if let Some(url) = setup.store {
+            config.push_str("[store]\nkind = \"postgres\"\nurl = \"file:store.url\"\n");
+            std::fs::write(folder.join("store.url"), url)?;
+        }
         std::fs::write(folder.join("countersign.toml"), config)?;
         let mut catalogue = CATALOGUE.to_owned();
-        if let Some(target) = target {
+        if let Some(target) = setup.target {
             catalogue.push_str(&target.catalogue());
             std::fs::write(folder.join("postgres.password"), target.password())?;
         }
         std::fs::write(folder.join("catalogue.toml"), catalogue)?;
+        if let Some(fill) = setup.fill {
+            fill(&folder.join("data"))?;
+        }
         let tls = client_config(authority.x509_authorities())?;
-        let (child, ready_after) = spawn(binary, folder, metrics_port).await?;
-        let (binary, folder) = (binary.to_owned(), folder.to_owned());
-        Ok(Arc::new(Self { binary, folder, child, authority, tls, agent_port, metrics_port, ready_after }))
+        let (child, ready_after) = spawn(binary, folder, ports.metrics).await?;
+        let (binary, folder, agent_port, metrics_port) =
+            (binary.to_owned(), folder.to_owned(), ports.agent, ports.metrics);
+        Ok(Arc::new(Self { binary, folder, child, authority, tls, agent_port, name_port, metrics_port, ready_after }))
     }
 
     /// How long the start took, and how much memory it has.
@@ -152,7 +202,7 @@ impl World {
             Stop::Cycles(n) => n,
             Stop::After(length) => usize::try_from(length.as_secs())? * JWTS_PER_AGENT_AND_SEC,
         };
-        let audience = format!("https://localhost:{}", self.agent_port);
+        let audience = format!("https://localhost:{}", self.name_port);
         let stack = |agent: usize| {
             let id = format!("spiffe://{TRUST_DOMAIN}/agent/{agent}");
             let one = |_| self.authority.jwt_svid(&id, &[&audience], JWT_SVID_SECS);
@@ -161,26 +211,8 @@ impl World {
         (0..agents).map(stack).collect()
     }
 
-    /// The state before a measurement.
-    pub async fn before(&self) -> Outcome<Before> {
-        Ok(Before { syncs: self.figure("journal_syncs").await?, used: Used::of(self.child.id())? })
-    }
-
-    /// What so many cycles have cost since.
-    pub async fn since(&self, before: Before, cycles: usize) -> Outcome<Map<String, Value>> {
-        let pid = self.child.id();
-        let mut out = before.used.since(pid, cycles)?;
-        let syncs = self.figure("journal_syncs").await? - before.syncs;
-        #[allow(clippy::cast_precision_loss)] // a count
-        let per_cycle = round(syncs / cycles.max(1) as f64);
-        out.insert("journal_syncs".to_owned(), json!(syncs));
-        out.insert("journal_syncs_per_cycle".to_owned(), json!(per_cycle));
-        out.insert("peak_rss_mib".to_owned(), json!(peak_rss_mib(pid)?));
-        Ok(out)
-    }
-
-    async fn figure(&self, name: &str) -> Outcome<f64> {
-        self.metric(&format!("countersign_store{{figure=\"{name}\"}}")).await
+    async fn syncs(&self) -> Option<f64> {
+        self.metric("countersign_store{figure=\"journal_syncs\"}").await.ok()
     }
 
     /// A line of `/metrics`.
@@ -231,6 +263,31 @@ impl Drop for World {
     }
 }
 
+/// Who the broker is, as files in its folder: a new one, or the one of the node beside it.
+fn identity(folder: &Path, beside: Option<&World>) -> Outcome<Arc<DevAuthority>> {
+    if let Some(first) = beside {
+        for file in ["bundle.json", "broker.pem", "broker.key", "login.secret"] {
+            std::fs::copy(first.folder.join(file), folder.join(file))?;
+        }
+        // With their modes, which the broker looks at.
+        let (keys, data) = (first.folder.join("data").join("keys"), folder.join("data"));
+        std::fs::create_dir_all(&data)?;
+        if !Command::new("cp").arg("-a").arg(keys).arg(data).status()?.success() {
+            return Err("the keys could not be copied".into());
+        }
+        return Ok(Arc::clone(&first.authority));
+    }
+    let authority = DevAuthority::new(TRUST_DOMAIN, Arc::new(SystemClock)).map_err(|e| e.detail().to_owned())?;
+    let own = authority
+        .x509_svid(&format!("spiffe://{TRUST_DOMAIN}/broker"), &["localhost"], 24 * 3600)
+        .map_err(|e| e.detail().to_owned())?;
+    std::fs::write(folder.join("bundle.json"), authority.bundle_document())?;
+    std::fs::write(folder.join("broker.pem"), pem("CERTIFICATE", own.chain[0].as_ref()))?;
+    std::fs::write(folder.join("broker.key"), pem("PRIVATE KEY", own.key.secret_der()))?;
+    std::fs::write(folder.join("login.secret"), CLIENT_SECRET)?;
+    Ok(Arc::new(authority))
+}
+
 async fn spawn(binary: &Path, folder: &Path, metrics_port: u16) -> Outcome<(Child, Duration)> {
     let log = std::fs::File::options().create(true).append(true).open(folder.join("broker.log"))?;
     let began = Instant::now();
@@ -279,7 +336,7 @@ async fn get(port: u16, path: &str) -> Outcome<String> {
 
 const CONFIG: &str = r#"
 [broker]
-issuer = "https://localhost:@AGENT@"
+issuer = "https://localhost:@NAME@"
 reviewer_url = "https://localhost:@REVIEWER@"
 data_dir = "data"
 catalogue = "catalogue.toml"
@@ -295,7 +352,7 @@ tls_key = "file:broker.key"
 [spiffe]
 bundles = { "bench.countersign.internal" = "bundle.json" }
 trust_domains = ["bench.countersign.internal"]
-audience = "https://localhost:@AGENT@"
+audience = "https://localhost:@NAME@"
 
 [reviewer_login]
 issuer = "@IDP@"

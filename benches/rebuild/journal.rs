@@ -41,8 +41,18 @@ pub struct Made {
     pub first: GrantId,
 }
 
-/// Writes at least so many events; `go_on` of the grants are in force at the end.
-pub fn make(dir: &Path, events: u64, go_on: u64) -> Outcome<Made> {
+/// How long a journal is to be.
+#[derive(Debug, Clone, Copy)]
+#[allow(dead_code)] // each benchmark uses a part
+pub enum Length {
+    /// At least so many events.
+    Events(u64),
+    /// So many grants that are over.
+    Grants(u64),
+}
+
+/// Writes a journal of that length; `go_on` of the grants are in force at the end.
+pub fn make(dir: &Path, length: Length, go_on: u64) -> Outcome<Made> {
     let (journal, _) = Journal::open(dir, Options::default(), Arc::new(SystemClock), &Acknowledged::default())?;
     let mut writer = Writer { journal, batch: Vec::new(), pending: None, written: 0 };
     let began = BrokerEvent::RunStarted {
@@ -55,12 +65,17 @@ pub fn make(dir: &Path, events: u64, go_on: u64) -> Outcome<Made> {
     };
     writer.put(START, Event::Broker { what: began })?;
     let mut grants = 0;
-    while writer.written < events.saturating_sub(go_on * 5) {
+    let is_short = |written: u64, grants: u64| match length {
+        Length::Events(events) => written < events.saturating_sub(go_on * 5),
+        Length::Grants(count) => grants < count,
+    };
+    while is_short(writer.written, grants) {
         One::new(grants).story(&mut writer, false)?;
         grants += 1;
     }
     let mut open = 0;
-    while writer.written < events || open < go_on {
+    let is_shorter = |written: u64| matches!(length, Length::Events(events) if written < events);
+    while is_shorter(writer.written) || open < go_on {
         One::new(grants).story(&mut writer, true)?;
         (grants, open) = (grants + 1, open + 1);
     }

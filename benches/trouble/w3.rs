@@ -12,7 +12,7 @@ use crate::broker::oidc_provider::OidcProvider;
 use crate::figures::load_average;
 use crate::mass::{self, ms};
 use crate::w2::Target;
-use crate::world::{PERSON, World};
+use crate::world::{PERSON, Setup, World};
 
 /// Measures it.
 pub async fn run(binary: &Path, folder: &Path, count: usize) -> Outcome<Value> {
@@ -20,7 +20,8 @@ pub async fn run(binary: &Path, folder: &Path, count: usize) -> Outcome<Value> {
     let ports = World::ports()?;
     let callback = format!("https://localhost:{}/login/callback", ports.reviewer);
     let idp = OidcProvider::start(&[&callback]).await.ok_or("oidc-provider is not installed (run tests/peers)")?;
-    let world = World::start_with(binary, folder, Some(&target), ports, Some(&idp.issuer)).await?;
+    let setup = Setup { target: Some(&target), ports: Some(ports), idp: Some(&idp.issuer), ..Setup::default() };
+    let world = World::start_with(binary, folder, &setup).await?;
     let base = format!("https://localhost:{}", ports.reviewer);
     let browser = Browser::log_in(&world.reqwest()?, &base, &idp, PERSON).await;
     let held = mass::hold(&world, count, || 900).await?;

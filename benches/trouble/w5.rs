@@ -12,11 +12,8 @@ use crate::mass::{self, ms};
 use crate::w2::Target;
 use crate::world::World;
 
-/// How long it is gone.
-const OUTAGE: Duration = Duration::from_secs(30);
-
-/// Measures it.
-pub async fn run(binary: &Path, folder: &Path, count: usize) -> Outcome<Value> {
+/// Measures it; the target is gone for so long.
+pub async fn run(binary: &Path, folder: &Path, count: usize, outage: Duration) -> Outcome<Value> {
     let target = Target::start()?;
     let world = World::start(binary, folder, Some(&target)).await?;
     let held = mass::hold(&world, count, || 900).await?;
@@ -28,7 +25,7 @@ pub async fn run(binary: &Path, folder: &Path, count: usize) -> Outcome<Value> {
         let _: Value = connection.call("POST", &path, &one.jwt, None, Some("{}".to_owned())).await?;
     }
     let probes = world.metric("countersign_target_probes_total{target=\"bench-db\"}").await?;
-    tokio::time::sleep(OUTAGE.saturating_sub(gone.elapsed())).await;
+    tokio::time::sleep(outage.saturating_sub(gone.elapsed())).await;
     let probes = world.metric("countersign_target_probes_total{target=\"bench-db\"}").await? - probes;
     let outage = gone.elapsed();
     target.start_again();
