@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use parking_lot::Mutex;
-use sim::runner::{Sum, many};
+use sim::runner::{Sum, many, source};
 
 /// Runs the broker under a simulated clock, disk, network and targets, one schedule a seed.
 #[derive(Parser)]
@@ -55,7 +55,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let first = args.from.unwrap_or_else(|| sum.lock().next_seed.max(1));
+    let (first, before) = {
+        let sum = sum.lock();
+        (args.from.unwrap_or_else(|| sum.next_seed.max(1)), sum.seeds)
+    };
+    // What was built, not what is there when the seeds are through.
+    let source = source();
     many(first, args.seeds, Duration::from_secs(args.budget_secs), false, &sum, &|outcome, sum| {
         if let Some(violation) = &outcome.violation {
             println!("seed {}: {violation}", outcome.seed);
@@ -65,7 +70,9 @@ fn main() -> ExitCode {
             println!("{} seeds, {} violations", sum.seeds, sum.violations.len());
         }
     });
-    let sum = sum.into_inner();
+    let mut sum = sum.into_inner();
+    let seeds = sum.seeds - before;
+    sum.ran_on(source, seeds);
     println!("{}", serde_json::to_string_pretty(&sum).unwrap_or_default());
     if let Some(Err(why)) = args.add_to.as_deref().map(|file| sum.save(file)) {
         eprintln!("the sum can't be kept: {why}");

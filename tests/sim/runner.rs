@@ -1,6 +1,7 @@
 //! Many seeds on all cores, with a budget of time, and a file in which runs add up.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,30 @@ pub struct Sum {
     pub votes: u64,
     /// The next run goes on here.
     pub next_seed: u64,
+    /// How many of the seeds ran on which state of the source, oldest first.
+    #[serde(default)]
+    pub sources: Vec<Source>,
+}
+
+/// Seeds that ran on one state of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// What git calls the tree `src/`, so it stays the same however commits are rearranged; with `+` if there were changes
+    /// beyond it.
+    pub src: String,
+    pub seeds: u64,
+}
+
+/// What git calls `src/` as it is now.
+pub fn source() -> String {
+    let git = |args: &[&str]| {
+        let out = Command::new("git").args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+    };
+    let tree = git(&["rev-parse", "--short=12", "HEAD:src"]).unwrap_or_else(|| "unknown".to_owned());
+    let is_clean = git(&["status", "--porcelain", "--", "src"]).is_some_and(|changes| changes.is_empty());
+    if is_clean { tree } else { tree + "+" }
 }
 
 impl Sum {
@@ -37,6 +62,14 @@ impl Sum {
         self.votes += outcome.counts.votes;
         if let Some(violation) = &outcome.violation {
             self.violations.push((outcome.seed, violation.clone()));
+        }
+    }
+
+    /// So many more of the seeds ran on this state of the source.
+    pub fn ran_on(&mut self, src: String, seeds: u64) {
+        match self.sources.last_mut() {
+            Some(last) if last.src == src => last.seeds += seeds,
+            _ => self.sources.push(Source { src, seeds }),
         }
     }
 
