@@ -1,7 +1,5 @@
 //! The life of a lease at a real PostgreSQL, looked at by an admin connection of the test's own.
 
-#[path = "support/end_all.rs"]
-mod end_all;
 #[path = "support/pg_lease.rs"]
 mod pg_lease;
 #[path = "support/postgres.rs"]
@@ -15,7 +13,6 @@ use countersign::connector::postgres::SWEEP_MAX;
 use countersign::connector::{Connector, MintError, RevocabilityMode, RevokeError};
 use countersign::core::id::Timestamp;
 use countersign::core::lease::{Evidence, Lease, LeaseState};
-use end_all::end_all;
 use pg_lease::{Bench, Minting, Mode, context, lease_name, nothing_left, permission};
 use postgres::{Cluster, THROW_AWAY, available, shared, until};
 
@@ -449,28 +446,6 @@ async fn a_prefix_search_that_would_be_cut_short_is_an_error() {
 }
 
 #[tokio::test]
-async fn endings_that_are_due_together_share_statements() {
-    if !available("endings_that_are_due_together_share_statements") {
-        return;
-    }
-    let mut settings = THROW_AWAY.to_vec();
-    settings.push(("log_statement", "all"));
-    let bench = Bench::on(Arc::new(Cluster::start(&settings)), "share", Mode::Functions, "").await;
-    let mut all = Vec::new();
-    for i in 0..16 {
-        all.push(bench.mint(&format!("n{i}"), &["read"]).await);
-    }
-    // Each asked for by itself, as the broker does it when grants end one after the other.
-    let leases: Vec<[Lease; 1]> = all.iter().map(|m| [m.lease.clone()]).collect();
-    let ends = leases.iter().map(|lease| end_all(&bench.connector, lease, NOW));
-    for ended in futures::future::join_all(ends).await {
-        ended.into_iter().next().unwrap().unwrap();
-    }
-    let cuts = bench.cluster.log().matches("SELECT countersign.cut(").count();
-    assert!((1..=4).contains(&cuts), "{cuts} statements for 16 endings");
-}
-
-#[tokio::test]
 async fn a_host_that_answers_nothing_refuses_all_mints_in_time() {
     if !available("a_host_that_answers_nothing_refuses_all_mints_in_time") {
         return;
@@ -494,35 +469,6 @@ async fn a_host_that_answers_nothing_refuses_all_mints_in_time() {
     }
     // One attempt to connect for all of them (6 s), with room for a busy machine.
     assert!(asked.elapsed().as_secs() < 12, "{:?}", asked.elapsed());
-}
-
-#[tokio::test]
-async fn many_end_in_shared_statements() {
-    if !available("many_end_in_shared_statements") {
-        return;
-    }
-    let bench = Bench::new("bulk").await;
-    let admin = bench.admin().await;
-    let mut all = Vec::new();
-    for i in 0..40 {
-        all.push(bench.mint(&format!("n{i}"), &["read"]).await);
-    }
-    let mut sessions = Vec::new();
-    for m in all.iter().take(10) {
-        sessions.push(bench.login(m).await.unwrap());
-    }
-    let mut leases: Vec<Lease> = all.iter().map(|m| m.lease.clone()).collect();
-    let mut foreign = leases[0].clone();
-    foreign.intent.name = "somebody".to_owned();
-    leases.insert(3, foreign);
-    let ended = end_all(&bench.connector, &leases, NOW).await;
-    assert_eq!(ended.len(), 41);
-    for (i, result) in ended.iter().enumerate() {
-        assert_eq!(result.is_ok(), i != 3, "{i}: {result:?}");
-    }
-    for m in &all {
-        nothing_left(&admin, m.oid, m.name()).await;
-    }
 }
 
 #[tokio::test]

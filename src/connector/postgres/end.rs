@@ -5,6 +5,7 @@
 //! find none, on standbys too → prepared transactions → what it owned → the role → counts by OID.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,10 +28,16 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// How long a standby may take to replay that logins are cut.
 const REPLAY: Duration = Duration::from_secs(5);
 
+/// So many roles that are before one, being ended or waiting, are worth a statement of its own that cuts its access now:
+/// dropping them takes seconds.
+const BEHIND: usize = 64;
+
 /// Endings that wait for a turn: who gets one takes along everybody who waits.
 pub struct Queue {
     waiting: Mutex<Vec<Job>>,
     turns: Arc<Semaphore>,
+    /// Roles that are being ended in a turn.
+    at_work: AtomicUsize,
 }
 
 struct Job {
@@ -41,23 +48,51 @@ struct Job {
 impl Queue {
     /// With so many turns at once.
     pub fn new(turns: usize) -> Self {
-        Self { waiting: Mutex::new(Vec::new()), turns: Arc::new(Semaphore::new(turns)) }
+        Self { waiting: Mutex::new(Vec::new()), turns: Arc::new(Semaphore::new(turns)), at_work: AtomicUsize::new(0) }
+    }
+
+    /// How many roles are before one that comes now.
+    fn before(&self) -> usize {
+        self.waiting.lock().len() + self.at_work.load(Ordering::SeqCst)
+    }
+}
+
+/// Roles that are being ended, however that ends.
+struct AtWork<'a>(&'a Queue, usize);
+
+impl<'a> AtWork<'a> {
+    fn on(queue: &'a Queue, count: usize) -> Self {
+        queue.at_work.fetch_add(count, Ordering::SeqCst);
+        Self(queue, count)
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(self.1, Ordering::SeqCst);
     }
 }
 
 /// Ends one role, in shared statements if others are due now, alone if it resists.
 pub async fn end(core: &Arc<Shared>, ending: Ending) -> Result<Gone, RevokeError> {
-    let answer = enqueue(core, vec![ending]).pop();
+    let endings = vec![ending];
+    cut_first(core, &endings).await;
+    let answer = enqueue(core, endings).pop();
     finish(core, answer, TURN).await
+}
+
+/// Nobody keeps their access for as long as others' roles are being dropped.
+async fn cut_first(core: &Shared, endings: &[Ending]) {
+    if endings.len() >= MANY || core.queue.before() >= BEHIND {
+        shut(core, endings).await;
+    }
 }
 
 /// Ends many at once, and tells of each by its place as soon as it is settled. One that resists goes on alone only if there is a turn
 /// for it right now: the caller's own turn must not wait for those of saboteurs.
 pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, settled: &Settled<'_>) {
     let (places, endings): (Vec<usize>, Vec<Ending>) = endings.into_iter().unzip();
-    if endings.len() >= MANY {
-        shut(core, &endings).await;
-    }
+    cut_first(core, &endings).await;
     let answers = places.into_iter().zip(enqueue(core, endings));
     let each =
         answers.map(|(place, answer)| async move { settled(place, finish(core, Some(answer), Duration::ZERO).await) });
@@ -85,10 +120,10 @@ fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<En
 /// Takes a turn, and with it everybody who waits.
 async fn lead(core: Arc<Shared>) {
     let Ok(_turn) = Arc::clone(&core.queue.turns).acquire_owned().await else { return };
-    let jobs = {
+    let (jobs, _at_work) = {
         let mut waiting = core.queue.waiting.lock();
         let count = waiting.len().min(TOGETHER_ROLES_MAX);
-        waiting.drain(..count).collect::<Vec<_>>()
+        (waiting.drain(..count).collect::<Vec<_>>(), AtWork::on(&core.queue, count))
     };
     let (endings, dones): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.ending, job.done)).unzip();
     for (ending, done) in together(&core, endings).await.into_iter().zip(dones) {

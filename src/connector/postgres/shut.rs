@@ -11,7 +11,7 @@ use super::fail::Fail;
 use super::op::Op;
 use super::shared::{EXCHANGE, Shared, TURN};
 
-/// Fewer than this go through the steps at once: that is as fast.
+/// Fewer than this go through the steps at once, unless others are before them: that is as fast.
 pub const MANY: usize = 16;
 /// Most roles in one statement.
 pub const SHUT_ROLES_MAX: usize = 2048;
