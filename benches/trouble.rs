@@ -14,6 +14,7 @@ mod broker;
 mod figures;
 #[path = "cycle/http.rs"]
 mod http;
+#[allow(dead_code)] // `rebuild` uses the rest
 #[path = "rebuild/journal.rs"]
 mod journal;
 #[allow(dead_code)] // `cycle` uses the rest

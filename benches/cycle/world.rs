@@ -51,6 +51,9 @@ pub struct Before {
     syncs: Option<f64>,
 }
 
+/// Puts something into a data folder.
+pub type Fill<'a> = &'a dyn Fn(&Path) -> Outcome<()>;
+
 /// What a broker is started with.
 #[derive(Default)]
 #[allow(dead_code)] // each benchmark uses a part
@@ -66,7 +69,7 @@ pub struct Setup<'a> {
     /// A node of the same broker, whose name and keys this one has.
     pub beside: Option<&'a World>,
     /// Fills the data folder before the first start.
-    pub fill: Option<&'a dyn Fn(&Path) -> Outcome<()>>,
+    pub fill: Option<Fill<'a>>,
 }
 
 /// The state of these nodes before a measurement.

@@ -26,7 +26,10 @@ pub async fn run(binary: &Path, folder: &Path, count: usize, length: Duration) -
     let folder = folder.join("full");
     let made = std::cell::Cell::new(None);
     let fill = |data: &Path| {
-        made.set(Some(journal::make(&embedded::journal_dir(data), Length::Grants(count as u64), 0)?));
+        // The writer is waited for, which a thread of the runtime mustn't do.
+        let make = || journal::make(&embedded::journal_dir(data), Length::Grants(count as u64), 0);
+        let done = std::thread::scope(|scope| scope.spawn(make).join()).map_err(|_| "the journal's maker panicked")?;
+        made.set(Some(done?));
         Ok(())
     };
     let setup = Setup { fill: Some(&fill), ..Setup::default() };
