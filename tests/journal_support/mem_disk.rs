@@ -20,8 +20,9 @@ enum Change {
 
 #[derive(Debug, Default, Clone)]
 struct Node {
-    now: Vec<u8>,
-    durable: Vec<u8>,
+    /// Shared with the copies that are made of the disk, until it changes.
+    now: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
     pending: Vec<Change>,
 }
 
@@ -36,7 +37,8 @@ fn sectors(at: u64, len: usize) -> Vec<(usize, usize)> {
     out
 }
 
-fn apply(bytes: &mut Vec<u8>, change: &Change) {
+fn apply(bytes: &mut Arc<Vec<u8>>, change: &Change) {
+    let bytes = Arc::make_mut(bytes);
     match change {
         Change::Write(at, data) => {
             let at = usize::try_from(*at).unwrap();
@@ -294,6 +296,8 @@ impl MemDisk {
             durable_names: state.durable_names.clone(),
             dirs: state.durable_dirs.clone(),
             durable_dirs: state.durable_dirs.clone(),
+            // It is for looking, as often as one likes.
+            read_max: usize::MAX,
             ..State::default()
         };
         Self(Arc::new(Mutex::new(copy)))
@@ -324,7 +328,7 @@ impl MemDisk {
 
     pub fn read(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.0.lock().unwrap();
-        state.names.get(path).map(|id| state.nodes[id].now.clone())
+        state.names.get(path).map(|id| state.nodes[id].now.to_vec())
     }
 }
 
@@ -446,7 +450,7 @@ impl Disk for MemDisk {
             (known, Access::Create) => self.change("create", path, |state| {
                 if let Some(id) = known {
                     let node = state.node(id);
-                    node.now.clear();
+                    node.now = Arc::default();
                     node.pending.push(Change::Len(0));
                     return Ok(id);
                 }
