@@ -111,7 +111,7 @@ impl Broker {
         let batch = Batch { expect: Vec::new(), events: vec![event], at: self.now(), urgent: true };
         match self.store.append(batch.clone()).await {
             Ok(_) => Ok((id, self.enforce(id, &selector).await?)),
-            Err(StoreError::Unavailable(why)) => {
+            Err(StoreError::Unavailable(why) | StoreError::Unreadable(why)) => {
                 self.freeze_later(id, &selector, batch.events).await?;
                 Err(BrokerError::Unrecorded(why))
             }

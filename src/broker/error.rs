@@ -96,7 +96,7 @@ pub enum BrokerError {
     /// The journal can't be written: what is to end is ended all the same (guarantee 8).
     #[error("it is being ended now, and recorded as soon as the journal can be written: {0}")]
     Unrecorded(String),
-    /// A bug, or a damaged store.
+    /// A bug.
     #[error("internal: {0}")]
     Internal(String),
 }
@@ -106,7 +106,12 @@ impl From<StoreError> for BrokerError {
         match error {
             StoreError::Conflict => Self::Unavailable("too much happened at once; try again".to_owned()),
             StoreError::Unavailable(why) => Self::Unavailable(why),
-            StoreError::Impossible(why) | StoreError::Unreadable(why) => Self::Internal(why),
+            // As when it can't be written: nothing is done, and what is to end is ended all the same (guarantee 8).
+            StoreError::Unreadable(why) => {
+                tracing::error!(%why, "the store can't be read");
+                Self::Unavailable(why)
+            }
+            StoreError::Impossible(why) => Self::Internal(why),
         }
     }
 }

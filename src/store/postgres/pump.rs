@@ -236,16 +236,7 @@ impl Core {
             return Ok(());
         }
         let mut state = self.state.lock();
-        if unnum(seq) < state.tail.seq || unnum(seq) == state.tail.seq && leaf != state.tail.leaf.0 {
-            let why = format!(
-                "the database has lost acknowledged records: it ends at {seq}, and this node has read up to {}. A \
-                 fail-over or restore went back in time. Stop all nodes; bring the database back to what it was, or \
-                 start them again to go on from what is there (targets are swept for what it doesn't know of)",
-                state.tail.seq
-            );
-            state.broken = Some(why.clone());
-            return Err(StoreError::Unreadable(why));
-        }
-        Ok(())
+        let read = (state.tail.seq, state.tail.leaf);
+        state.went_back(read, seq, &leaf)
     }
 }

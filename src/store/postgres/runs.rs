@@ -72,11 +72,21 @@ impl Core {
     }
 
     async fn renew(&self, alive_since: &mut Option<Instant>) -> Result<(), StoreError> {
-        let run = self.run();
-        if self.db.query(&self.texts.renew, &[&run, &lasts_ms()]).await?.is_empty() {
+        let (run, read) = {
+            let state = self.state.lock();
+            if state.broken.is_some() {
+                // What it was at is for the others.
+                return Ok(());
+            }
+            (self.run(), (state.tail.seq, state.tail.leaf))
+        };
+        let rows = self.db.query(&self.texts.renew, &[&run, &lasts_ms()]).await?;
+        let Some(row) = rows.first() else {
             *alive_since = None;
             return self.begin_again(run).await;
-        }
+        };
+        // Whoever has nothing to write must hear of it too.
+        self.state.lock().went_back(read, row.get(0), &row.get::<_, Vec<u8>>(1))?;
         // After an outage of the database all are late: nobody is declared over before all had time to say so.
         let since = *alive_since.get_or_insert_with(Instant::now);
         if since.elapsed() > RUN_LASTS {
@@ -104,7 +114,8 @@ impl Core {
         }
         let note =
             Checkpoint::sign(signer, tail.seq, tail.tree.root()).map_err(|e| StoreError::Unavailable(e.to_string()))?;
-        self.db.query(&self.texts.checkpoint, &[&num(tail.seq), &note]).await?;
+        // Of what the database has: it may have lost what this node has read.
+        self.db.query(&self.texts.checkpoint, &[&num(tail.seq), &note, &tail.leaf.0.as_slice()]).await?;
         self.checkpoint_size.store(tail.seq, Ordering::SeqCst);
         Ok(())
     }

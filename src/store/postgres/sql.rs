@@ -52,7 +52,7 @@ impl Texts {
             join: t("INSERT INTO $S.run (began, until) \
                  VALUES (clock_timestamp(), clock_timestamp() + $1::bigint * interval '1 millisecond') RETURNING run"),
             renew: t("UPDATE $S.run SET until = clock_timestamp() + $2::bigint * interval '1 millisecond' \
-                 WHERE run = $1 AND NOT is_over RETURNING run"),
+                 WHERE run = $1 AND NOT is_over RETURNING (SELECT seq FROM $S.tail), (SELECT leaf FROM $S.tail)"),
             leave: t("UPDATE $S.run SET is_over = true WHERE run = $1"),
             declare: t("UPDATE $S.run SET is_over = true \
                  WHERE NOT is_over AND run <> $1 AND until < clock_timestamp() RETURNING run"),
@@ -60,7 +60,8 @@ impl Texts {
                  ON CONFLICT (grant_id) DO UPDATE SET at = excluded.at"),
             beats: t("SELECT grant_id, (extract(epoch FROM clock_timestamp() - at) * 1000)::bigint FROM $S.life \
                  WHERE grant_id = ANY($1)"),
-            checkpoint: t("INSERT INTO $S.checkpoint VALUES ($1, $2, clock_timestamp()) ON CONFLICT (size) DO NOTHING"),
+            checkpoint: t("INSERT INTO $S.checkpoint SELECT $1::bigint, $2::text, clock_timestamp() FROM $S.event \
+                 WHERE seq = $1 AND leaf = $3 ON CONFLICT (size) DO NOTHING"),
             prune: [
                 t("DELETE FROM $S.due WHERE at_ms IS NULL AND intended_by IS NULL"),
                 t("DELETE FROM $S.holding WHERE until_ms < $1"),

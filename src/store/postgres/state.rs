@@ -144,6 +144,22 @@ impl State {
         is_full.then(|| StoreError::Unavailable(format!("{QUEUE_MAX} writes wait already; try again")))
     }
 
+    /// The database ends at `seq` with this leaf, after this node had read up to `read`. If it has less, or something else
+    /// in its place, nothing can be written by this process any more.
+    pub(super) fn went_back(&mut self, read: (u64, Hash), seq: i64, leaf: &[u8]) -> Result<(), StoreError> {
+        if super::unnum(seq) > read.0 || super::unnum(seq) == read.0 && leaf == read.1.0 {
+            return Ok(());
+        }
+        let why = format!(
+            "the database has lost acknowledged records: it ends at {seq}, and this node has read up to {}. A \
+             fail-over or restore went back in time. Stop all nodes; bring the database back to what it was, or \
+             start them again to go on from what is there (targets are swept for what it doesn't know of)",
+            read.0
+        );
+        self.broken = Some(why.clone());
+        Err(StoreError::Unreadable(why))
+    }
+
     /// Checks a batch against all there is, and queues it.
     pub(super) fn enqueue(&mut self, mut queued: Queued) -> Result<(), No> {
         if let Some(error) = self.refuses() {
