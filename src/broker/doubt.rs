@@ -76,8 +76,17 @@ impl Broker {
         handle: Option<Handle>,
     ) {
         let not_before = self.not_before(connector.as_ref());
+        self.say_later(intent, Command::Unknown { lease: intent.lease, why, handle, not_before });
+    }
+
+    /// Whether an intent was recorded isn't known, and nobody mints for it: if it comes through, that is said behind it.
+    pub(super) fn not_minted_later(self: &Arc<Self>, intent: &LeaseIntent, why: &BrokerError) {
+        let why = format!("nothing was minted: {why}");
+        self.say_later(intent, Command::NotMinted { lease: intent.lease, why });
+    }
+
+    fn say_later(self: &Arc<Self>, intent: &LeaseIntent, command: Command) {
         let (broker, id, lease) = (Arc::clone(self), intent.grant, intent.lease);
-        let command = Command::Unknown { lease, why, handle, not_before };
         // Nobody waits for it but `stop`.
         drop(self.spawn_mint(async move {
             loop {
@@ -85,7 +94,7 @@ impl Broker {
                     Ok(_) | Err(BrokerError::Refused(_) | BrokerError::NotFound) => return,
                     Err(_) if broker.stopping() => return,
                     Err(error) => {
-                        tracing::warn!(%lease, %error, "a lease in doubt could not be recorded yet");
+                        tracing::warn!(%lease, %error, "what became of a lease could not be recorded yet");
                         broker.or_stop(broker.clock.clock().sleep(RECORD_AGAIN)).await;
                     }
                 }

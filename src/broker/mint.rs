@@ -260,7 +260,7 @@ impl Broker {
     /// Makes the intents durable. What the broker makes by itself (its own tokens) is made and recorded as live in
     /// the same write: it exists nowhere until it is handed over.
     async fn intend(
-        &self,
+        self: &Arc<Self>,
         rules: &Rules,
         id: GrantId,
     ) -> Result<(Arc<Grant>, Vec<LeaseIntent>, BTreeMap<LeaseId, IssuedCredential>), BrokerError> {
@@ -327,7 +327,16 @@ impl Broker {
                     return Ok((grant, intents, minted));
                 }
                 Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let error = error.into();
+                    // Of a write that waits for its answer, the intents are there already.
+                    if let Ok(Some(grant)) = self.store.head(id).await {
+                        for intent in intents.iter().filter(|i| grant.leases.contains_key(&i.lease)) {
+                            self.not_minted_later(intent, &error);
+                        }
+                    }
+                    return Err(error);
+                }
             }
         }
         Err(BrokerError::Unavailable("too much happened at once; try again".to_owned()))

@@ -83,7 +83,8 @@ pub enum StoreError {
     /// The events don't follow from what is there: a bug, never the user's doing.
     #[error("impossible event: {0}")]
     Impossible(String),
-    /// The journal can't be written. Nothing is minted until it can (guarantee 8).
+    /// The journal can't be written. Nothing is minted until it can (guarantee 8). Of a write whose answer is out, what is
+    /// decided next sees it, and comes behind it or not at all.
     #[error("not recorded: {0}")]
     Unavailable(String),
     /// Something stored can't be read.

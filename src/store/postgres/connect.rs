@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls, Row};
 
@@ -93,8 +93,11 @@ impl Db {
         let mut config: Config = settings.url.expose().parse().map_err(|_| {
             bad("the store's `url` is not of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE".into())
         })?;
-        config.application_name("countersign-store").connect_timeout(CONNECT).tcp_user_timeout(UNANSWERED);
+        config.application_name("countersign-store").tcp_user_timeout(UNANSWERED);
         config.keepalives_idle(Duration::from_secs(10)).target_session_attrs(TargetSessionAttrs::ReadWrite);
+        // Of several servers, one that is silent must not keep the others from being asked.
+        let hosts = u32::try_from(config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
+        config.connect_timeout(CONNECT / hosts).load_balance_hosts(LoadBalanceHosts::Random);
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = match &settings.tls {
             Some(tls) => {
