@@ -115,6 +115,18 @@ impl Cluster {
         standby
     }
 
+    /// Makes this standby a primary, and waits until it is one.
+    pub fn promote(&self) {
+        let promoted =
+            self.command("pg_ctl").args(["promote", "-w", "-D"]).arg(self.data()).output().expect("pg_ctl starts");
+        assert!(
+            promoted.status.success(),
+            "pg_ctl promote: {}\n{}",
+            String::from_utf8_lossy(&promoted.stderr),
+            self.log()
+        );
+    }
+
     fn empty() -> Self {
         let bin = binaries().expect("PostgreSQL's binaries are installed (run tests/peers)");
         let folder = tempfile::Builder::new().prefix("cs-pg-").tempdir_in("/tmp").expect("a folder in /tmp");
