@@ -43,11 +43,19 @@ pub enum Mutation {
     SetBackUnnoticed,
     /// The owner of an agent may vote on its requests (guarantee 6).
     OwnerVotes,
+    /// What another node wrote meanwhile is taken in, and what was decided before that is written as it was (guarantee 11).
+    NoCompareAndSet,
+    /// A run that was declared over writes on.
+    StaleRunWrites,
+    /// A write whose answer was lost counts as recorded (guarantee 8).
+    LostIsRecorded,
+    /// What other nodes wrote isn't looked for before a request is served.
+    ReadsAreStale,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::MintBeforeIntent,
         Self::ReleaseBeforeAppend,
         Self::ForgetToRetry,
@@ -67,7 +75,16 @@ impl Mutation {
         Self::SweepEverything,
         Self::SetBackUnnoticed,
         Self::OwnerVotes,
+        Self::NoCompareAndSet,
+        Self::StaleRunWrites,
+        Self::LostIsRecorded,
+        Self::ReadsAreStale,
     ];
+
+    /// Can only several nodes show it?
+    pub const fn needs_nodes(self) -> bool {
+        matches!(self, Self::NoCompareAndSet | Self::StaleRunWrites | Self::LostIsRecorded | Self::ReadsAreStale)
+    }
 }
 
 #[cfg(feature = "mutations")]

@@ -49,7 +49,7 @@ impl PostgresHouse {
         }
     }
     async fn node(&self) -> PostgresStore {
-        store::postgres::open(&self.settings(), &SystemClock, Arc::new(SystemRandom), None)
+        store::postgres::open(&self.settings(), Arc::new(SystemClock), Arc::new(SystemRandom), None)
             .await
             .expect("the store opens")
     }

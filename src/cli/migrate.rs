@@ -44,7 +44,7 @@ pub async fn run(args: Args) -> Result<i32, CliError> {
     let public = keys.checkpoints.public_keys().into_iter();
     let options = Options { keys: public.map(|key| Verifier::of(&name, key)).collect(), ..Options::default() };
     let journal = embedded::journal_dir(&data_dir);
-    let moved = postgres::migrate(&settings, &clock, Arc::new(SystemRandom), signer, &journal, &options).await;
+    let moved = postgres::migrate(&settings, Arc::new(clock), Arc::new(SystemRandom), signer, &journal, &options).await;
     let moved = moved.map_err(CliError::said)?;
     let again =
         if moved.before > 0 { format!(" ({} of them were there already)", moved.before) } else { String::new() };

@@ -52,7 +52,7 @@ pub async fn open(
     earlier: Vec<Verifier>,
 ) -> Result<Opened, CliError> {
     if let Some(settings) = settings(config, base, keys)? {
-        let store = postgres::open(&settings, runtime.as_ref(), Arc::new(SystemRandom), Some(signer)).await;
+        let store = postgres::open(&settings, runtime, Arc::new(SystemRandom), Some(signer)).await;
         let store = store.map_err(CliError::said)?;
         let records = store.records();
         return Ok(Opened { store: Arc::new(store), records });

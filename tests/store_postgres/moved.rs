@@ -21,7 +21,8 @@ fn options() -> Options {
 }
 
 async fn furnished(house: &PostgresHouse) {
-    let node = pg::open(&house.settings(), &SystemClock, Arc::new(SystemRandom), Some(signer())).await.unwrap();
+    let node =
+        pg::open(&house.settings(), Arc::new(SystemClock), Arc::new(SystemRandom), Some(signer())).await.unwrap();
     furnish(&node).await;
     node.close().await.unwrap();
 }
@@ -85,7 +86,8 @@ async fn an_embedded_history_moves_root_for_root() {
 
     let house = PostgresHouse::default();
     let move_it = async || {
-        pg::migrate(&house.settings(), &SystemClock, Arc::new(SystemRandom), signer(), &journal, &options()).await
+        pg::migrate(&house.settings(), Arc::new(SystemClock), Arc::new(SystemRandom), signer(), &journal, &options())
+            .await
     };
     let moved = move_it().await.unwrap();
     assert_eq!((moved.records, moved.before, moved.root), (was.last_seq, 0, was.root));
@@ -104,6 +106,7 @@ async fn an_embedded_history_moves_root_for_root() {
     let other = PostgresHouse::default();
     ask(77).on(&other.node().await).await;
     let outcome =
-        pg::migrate(&other.settings(), &SystemClock, Arc::new(SystemRandom), signer(), &journal, &options()).await;
+        pg::migrate(&other.settings(), Arc::new(SystemClock), Arc::new(SystemRandom), signer(), &journal, &options())
+            .await;
     assert!(outcome.is_err_and(|e| e.to_string().contains("another history")));
 }

@@ -178,7 +178,7 @@ async fn a_lost_answer_is_looked_up() {
     let house = PostgresHouse::default();
     let cut = Cut::start(&house.server).await;
     let settings = house.settings_at("127.0.0.1", cut.port);
-    let node = store::postgres::open(&settings, &SystemClock, Arc::new(SystemRandom), None).await;
+    let node = store::postgres::open(&settings, Arc::new(SystemClock), Arc::new(SystemRandom), None).await;
     let node = Arc::new(node.expect("the store opens"));
     let before = ask(1).on(&*node).await;
     for (n, comes_through) in [(2, true), (3, false), (4, true), (5, false)] {
@@ -326,6 +326,8 @@ impl countersign::time::Clock for Off {
     }
 }
 
+impl countersign::runtime::Runtime for Off {}
+
 #[tokio::test]
 async fn a_node_whose_clock_is_off_does_not_start() {
     use countersign::time::Clock as _;
@@ -333,7 +335,7 @@ async fn a_node_whose_clock_is_off_does_not_start() {
     for (off_ms, starts) in [(-60_000, false), (60_000, false), (-10_000, true)] {
         let clock = Off(off_ms);
         assert!(clock.wall().0 > 0);
-        let opened = store::postgres::open(&house.settings(), &clock, Arc::new(SystemRandom), None).await;
+        let opened = store::postgres::open(&house.settings(), Arc::new(clock), Arc::new(SystemRandom), None).await;
         match opened {
             Ok(_) => assert!(starts, "{off_ms}"),
             Err(error) => assert!(!starts && error.to_string().contains("s apart"), "{error}"),
@@ -346,7 +348,7 @@ async fn a_node_with_other_keys_does_not_start() {
     let house = PostgresHouse::default();
     house.node().await;
     let settings = Settings { keys: Digest::of_bytes(b"others"), ..house.settings() };
-    let opened = store::postgres::open(&settings, &SystemClock, Arc::new(SystemRandom), None).await;
+    let opened = store::postgres::open(&settings, Arc::new(SystemClock), Arc::new(SystemRandom), None).await;
     assert!(matches!(opened, Err(store::postgres::OpenError::Keys)));
 }
 
@@ -355,7 +357,7 @@ async fn a_newer_database_is_refused() {
     let house = PostgresHouse::default();
     house.node().await.close().await.unwrap();
     house.tell("INSERT INTO $S.step VALUES (1000, now())").await;
-    let opened = store::postgres::open(&house.settings(), &SystemClock, Arc::new(SystemRandom), None).await;
+    let opened = store::postgres::open(&house.settings(), Arc::new(SystemClock), Arc::new(SystemRandom), None).await;
     assert!(matches!(opened, Err(store::postgres::OpenError::Newer { is: 1000, .. })));
 }
 

@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::ask::Asking;
 use super::state::Queued;
-use super::write::job_of;
-use super::{APPEND, PostgresStore, REFRESH, job_key, num, unnum};
+use super::tables::Claimed;
+use super::{APPEND, PostgresStore, REFRESH};
 use crate::audit::frame::check_batch;
 use crate::core::digest::Digest;
 use crate::core::event::BrokerEvent;
 use crate::core::grant::Grant;
 use crate::core::id::{AgentId, GrantId, LeaseId, PersonId, TaskKey, Timestamp};
 use crate::core::permission::Permission;
+use crate::mutation::Mutation;
+use crate::runtime::within;
 use crate::store::engine::closed;
 use crate::store::engine::head::No;
 use crate::store::{AgentHistory, Appended, BATCH_EVENTS_MAX, Batch, Freezes, Held, Job, Recorded, Store, StoreError};
@@ -39,21 +40,18 @@ impl PostgresStore {
     /// Waits until everything that is on its way now is answered.
     async fn settled(&self) {
         let target = self.core.state.lock().inner.queued;
-        let mut answered = self.core.answered.subscribe();
-        // The sender is in `core`, which `self` holds.
-        let _ = answered.wait_for(|n| *n >= target).await;
+        self.core.answered.reached(target).await;
     }
 
     /// Waits until all that was written before now has been read.
-    async fn round(&self, within: Duration) -> Result<(), StoreError> {
+    async fn round(&self, limit: Duration) -> Result<(), StoreError> {
+        if Mutation::ReadsAreStale.is_on() {
+            return Ok(());
+        }
         let mine = self.core.wanted.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut seen = self.core.seen.subscribe();
         self.core.wake.notify_one();
         let why = || StoreError::Unavailable("what other nodes wrote could not be read in time; try again".into());
-        match tokio::time::timeout(within, seen.wait_for(|n| *n >= mine)).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(why()),
-        }
+        within(self.core.runtime.as_ref(), limit, self.core.seen.reached(mine)).await.ok_or_else(why)
     }
 
     /// Puts a batch on its way, as these bytes.
@@ -62,11 +60,11 @@ impl PostgresStore {
         batch: Batch,
         payloads: Vec<(Timestamp, Vec<u8>)>,
     ) -> Result<oneshot::Receiver<Result<Appended, StoreError>>, No> {
-        let until = Instant::now() + APPEND;
+        let until_ms = self.core.in_ms(APPEND);
         let _asking = Asking::new(&self.core);
         let facts = self.core.facts(&batch).await?;
         let (reply, answer) = oneshot::channel();
-        let queued = Queued { batch, payloads, facts, after: BTreeMap::new(), reply: Some(reply), until };
+        let queued = Queued { batch, payloads, facts, after: BTreeMap::new(), reply: Some(reply), until_ms };
         self.core.state.lock().enqueue(queued)?;
         self.core.wake.notify_one();
         Ok(answer)
@@ -108,17 +106,20 @@ impl Store for PostgresStore {
     }
 
     async fn changed(&self, id: GrantId, version: u64, wait: Duration) -> Result<Option<Arc<Grant>>, StoreError> {
-        let deadline = Instant::now() + wait;
+        let mut limit = std::pin::pin!(self.core.runtime.sleep(wait));
         let watcher = self.core.watchers.watch(id);
         loop {
             let notified = watcher.notified();
             tokio::pin!(notified);
             notified.as_mut().enable(); // before looking, so no change is missed
             let grant = self.core.grant(id).await?;
-            if grant.as_ref().map_or(0, |g| g.version) != version
-                || tokio::time::timeout_at(deadline, notified).await.is_err()
-            {
+            if grant.as_ref().map_or(0, |g| g.version) != version {
                 return Ok(grant);
+            }
+            tokio::select! {
+                biased;
+                () = notified => {}
+                () = &mut limit => return Ok(grant),
             }
         }
     }
@@ -226,16 +227,10 @@ impl Store for PostgresStore {
                 return Ok(state.inner.view.due.claim(now, now.plus_ms(lease_ms), limit));
             }
         }
-        let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = core.db.query(&core.texts.claim, &[&num(now.0), &most, &core.run(), &num(lease_ms)]).await?;
-        let claimed = |row: &tokio_postgres::Row| {
-            let job = job_of(row.get(0), row.get(1))?;
-            Some((row.get::<_, i16>(4), unnum(row.get(2)), job, row.get::<_, i64>(3)))
-        };
-        let got: BTreeSet<(i16, u64, Job, i64)> = rows.iter().filter_map(claimed).collect();
-        let jobs: Vec<Job> = got.iter().map(|(_, _, job, _)| *job).collect();
+        let got: BTreeSet<Claimed> = core.tables.claim(now, limit, core.run(), lease_ms).await?.into_iter().collect();
+        let jobs: Vec<Job> = got.iter().map(|claimed| claimed.job).collect();
         let mut state = core.state.lock();
-        state.claims.extend(got.iter().map(|(_, _, job, epoch)| (*job, *epoch)));
+        state.claims.extend(got.iter().map(|claimed| (claimed.job, claimed.epoch)));
         // What else is due is somebody else's, for now.
         let later = (jobs.len() < limit).then(|| now.plus_ms(LOOK_AGAIN_MS));
         state.inner.view.due.handed_out(now, &jobs, now.plus_ms(lease_ms), later);
@@ -246,9 +241,8 @@ impl Store for PostgresStore {
         let core = &self.core;
         let epoch = core.state.lock().claims.remove(&job);
         if let Some(epoch) = epoch {
-            let (grant, lease) = job_key(job);
             // One that comes too late gives back nothing of somebody else's: the epoch is another.
-            if let Err(trouble) = core.db.query(&core.texts.release, &[&grant, &lease, &core.run(), &epoch]).await {
+            if let Err(trouble) = core.tables.release(job, core.run(), epoch).await {
                 tracing::warn!(why = trouble.says(), "a job could not be given back; it comes back by itself");
                 return;
             }
@@ -263,7 +257,7 @@ impl Store for PostgresStore {
         let wait = next.map_or(wait, |at| wait.min(Duration::from_millis(at.ms_since(now))));
         if !wait.is_zero() {
             // Either something changed or the moment has come: the caller looks in any case.
-            let _ = tokio::time::timeout(wait, self.core.due.notified()).await;
+            let _ = within(self.core.runtime.as_ref(), wait, self.core.due.notified()).await;
         }
     }
 
@@ -316,30 +310,20 @@ impl Store for PostgresStore {
         }
         let signed = core.write_checkpoint().await;
         // What this run was at is for others from here on.
-        core.db.query(&core.texts.leave, &[&core.run()]).await?;
+        core.tables.leave(core.run()).await?;
         signed
     }
 
     async fn abandoned(&self) -> Result<Vec<(GrantId, LeaseId)>, StoreError> {
-        let rows = self.core.db.query(&self.core.texts.abandoned, &[]).await?;
-        let lease = |row: &tokio_postgres::Row| match job_of(row.get(0), row.get(1)) {
-            Some(Job::Lease(grant, lease)) => Some((grant, lease)),
-            _ => None,
-        };
-        Ok(rows.iter().filter_map(lease).collect())
+        Ok(self.core.tables.abandoned().await?)
     }
 
     async fn alive(&self, grants: &[GrantId]) -> Result<(), StoreError> {
-        let ids: Vec<Vec<u8>> = grants.iter().map(|id| id.as_bytes().to_vec()).collect();
-        self.core.db.query(&self.core.texts.beat, &[&ids]).await?;
-        Ok(())
+        Ok(self.core.tables.beat(grants).await?)
     }
 
     async fn silent_ms(&self, grants: &[GrantId]) -> Result<HashMap<GrantId, u64>, StoreError> {
-        let ids: Vec<Vec<u8>> = grants.iter().map(|id| id.as_bytes().to_vec()).collect();
-        let rows = self.core.db.query(&self.core.texts.beats, &[&ids]).await?;
-        let silent = |row: &tokio_postgres::Row| Some((super::ask::grant_id(row.get(0))?, unnum(row.get(1))));
-        Ok(rows.iter().filter_map(silent).collect())
+        Ok(self.core.tables.silent_ms(grants).await?.into_iter().collect())
     }
 
     async fn refresh(&self) -> Result<(), StoreError> {

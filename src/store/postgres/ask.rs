@@ -1,15 +1,14 @@
 //! What is asked of the tables because it has left memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::connect::Trouble;
 use super::load::stored;
-use super::{Core, agent_key, num, task_key_bytes, unnum};
+use super::{Core, agent_key, task_key_bytes};
 use crate::core::digest::Digest;
 use crate::core::event::Event;
 use crate::core::grant::Grant;
-use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
+use crate::core::id::{AgentId, GrantId, TaskKey};
 use crate::store::engine::facts::Facts;
 use crate::store::engine::{Archive, Snapshot, read_record};
 use crate::store::view::{KnownAgent, RECENT_PER_AGENT_MAX, Stored, requested};
@@ -19,7 +18,7 @@ use crate::store::{AgentHistory, Batch, Expect, Recorded, StoreError};
 #[derive(Default)]
 struct Told {
     grants: HashMap<GrantId, Stored>,
-    twins: HashMap<Vec<u8>, GrantId>,
+    twins: HashMap<Digest, GrantId>,
     tasks: HashSet<Vec<u8>>,
 }
 
@@ -31,7 +30,7 @@ impl Archive for Told {
         Ok(self.grants.get(&id).cloned())
     }
     fn by_idempotency(&self, digest: &Digest) -> Result<Option<GrantId>, StoreError> {
-        Ok(self.twins.get(&digest.as_bytes()[..]).copied())
+        Ok(self.twins.get(digest).copied())
     }
     fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError> {
         Ok(self.tasks.contains(&task_key_bytes(task)))
@@ -86,30 +85,30 @@ impl Core {
             Event::Grant { id, .. } => Some(*id),
             _ => None,
         });
-        let ids: HashSet<GrantId> = expected.chain(touched).filter(|id| !known.grants.contains(id)).collect();
-        let ids: Vec<Vec<u8>> = ids.iter().map(|id| id.as_bytes().to_vec()).collect();
+        let ids: BTreeSet<GrantId> = expected.chain(touched).filter(|id| !known.grants.contains(id)).collect();
+        let ids: Vec<GrantId> = ids.into_iter().collect();
         let digests = batch.events.iter().filter_map(requested).filter_map(|(_, request)| request.idempotency);
-        let digests: Vec<Vec<u8>> = digests.map(|d| d.as_bytes().to_vec()).collect();
+        let digests: Vec<Digest> = digests.collect();
         let told = self.told(&ids, &digests, &completed).await?;
         Facts::of(batch, &told, 0, &known)
     }
 
-    async fn told(&self, ids: &[Vec<u8>], digests: &[Vec<u8>], tasks: &[Vec<u8>]) -> Result<Told, StoreError> {
+    async fn told(&self, ids: &[GrantId], digests: &[Digest], tasks: &[Vec<u8>]) -> Result<Told, StoreError> {
         let mut told = Told::default();
-        for row in self.rows(&self.texts.grants, ids).await? {
-            let stored = stored(row.get(0))?;
-            told.grants.insert(stored.grant.id, stored);
+        // Nothing is asked if there is nothing to ask about.
+        if !ids.is_empty() {
+            for body in self.tables.grants(ids).await? {
+                let stored = stored(&body)?;
+                told.grants.insert(stored.grant.id, stored);
+            }
         }
-        for row in self.rows(&self.texts.twins, digests).await? {
-            told.twins.extend(grant_id(row.get(1)).map(|id| (row.get(0), id)));
+        if !digests.is_empty() {
+            told.twins = self.tables.twins(digests).await?.into_iter().collect();
         }
-        told.tasks = self.rows(&self.texts.tasks, tasks).await?.iter().map(|row| row.get(0)).collect();
+        if !tasks.is_empty() {
+            told.tasks = self.tables.tasks(tasks).await?.into_iter().collect();
+        }
         Ok(told)
-    }
-
-    /// Rows by their keys; nothing is asked if there are none.
-    async fn rows(&self, sql: &str, keys: &[Vec<u8>]) -> Result<Vec<tokio_postgres::Row>, Trouble> {
-        if keys.is_empty() { Ok(Vec::new()) } else { self.db.query(sql, &[&keys]).await }
     }
 
     /// A grant, from memory or the tables.
@@ -117,53 +116,40 @@ impl Core {
         if let Some(stored) = self.state.lock().inner.view.get(id) {
             return Ok(Some(Arc::clone(&stored.grant)));
         }
-        let rows = self.rows(&self.texts.grants, &[id.as_bytes().to_vec()]).await?;
-        rows.first().map(|row| Ok(stored(row.get(0))?.grant)).transpose()
+        let bodies = self.tables.grants(&[id]).await?;
+        bodies.first().map(|body| Ok(stored(body)?.grant)).transpose()
     }
 
     pub(super) async fn task_completed(&self, task: &TaskKey) -> Result<bool, StoreError> {
         if self.state.lock().inner.view.task_completed(task) {
             return Ok(true);
         }
-        Ok(!self.rows(&self.texts.tasks, &[task_key_bytes(task)]).await?.is_empty())
+        Ok(!self.tables.tasks(&[task_key_bytes(task)]).await?.is_empty())
     }
 
     pub(super) async fn twin(&self, digest: &Digest) -> Result<Option<GrantId>, StoreError> {
-        let rows = self.rows(&self.texts.twins, &[digest.as_bytes().to_vec()]).await?;
-        Ok(rows.first().and_then(|row| grant_id(row.get(1))))
+        Ok(self.tables.twins(&[*digest]).await?.first().map(|(_, id)| *id))
     }
 
     pub(super) async fn decided(&self, limit: usize) -> Result<Vec<Arc<Grant>>, StoreError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = self.db.query(&self.texts.decided, &[&limit]).await?;
-        rows.iter().map(|row| Ok(stored(row.get(0))?.grant)).collect()
+        self.tables.decided(limit).await?.iter().map(|body| Ok(stored(body)?.grant)).collect()
     }
 
     pub(super) async fn events(&self, id: GrantId) -> Result<Vec<Recorded>, StoreError> {
-        let rows = self.db.query(&self.texts.events, &[&id.as_bytes().to_vec()]).await?;
-        let read = |row: &tokio_postgres::Row| {
-            let seq = unnum(row.get(0));
-            let record = read_record(seq, row.get(1))?;
-            Ok(Recorded { seq, at: record.at, event: record.event })
+        let read = |(seq, payload): &(u64, Vec<u8>)| {
+            let record = read_record(*seq, payload)?;
+            Ok(Recorded { seq: *seq, at: record.at, event: record.event })
         };
-        rows.iter().map(read).collect()
+        self.tables.records(id).await?.iter().map(read).collect()
     }
 
     pub(super) async fn history(&self, agent: &AgentId) -> Result<Option<AgentHistory>, StoreError> {
-        let most = num(RECENT_PER_AGENT_MAX as u64);
-        let rows = self.db.query(&self.texts.history, &[&agent_key(agent), &most]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let Some(first) = row.get::<_, Option<i64>>(0) else { return Ok(None) };
-        let recent: Vec<Vec<u8>> = row.get(1);
-        let active: Option<Vec<u8>> = row.get(2);
-        Ok(Some(AgentHistory {
-            first_seen: Timestamp(unnum(first)),
-            recent: recent.iter().rev().filter_map(|id| grant_id(id)).collect(),
-            last_active: active.and_then(|id| grant_id(&id)),
-        }))
+        let known = self.tables.history(&agent_key(agent), RECENT_PER_AGENT_MAX).await?;
+        let history = |first_seen| AgentHistory {
+            first_seen,
+            recent: known.recent.iter().rev().copied().collect(),
+            last_active: known.active,
+        };
+        Ok(known.first.map(history))
     }
-}
-
-pub(super) fn grant_id(bytes: &[u8]) -> Option<GrantId> {
-    bytes.try_into().ok().map(GrantId::from_bytes)
 }

@@ -7,8 +7,8 @@ use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Config, NoTls, Row};
 
+use super::tables::Trouble;
 use super::{OpenError, Settings};
-use crate::store::StoreError;
 
 /// Reaching the database and logging in.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -27,16 +27,8 @@ const SESSION: &str = "SET statement_timeout = '5s'; SET lock_timeout = '5s'; \
      SET default_transaction_isolation = 'read committed'; SET standard_conforming_strings = on; \
      SET client_min_messages = warning; SET TimeZone = 'UTC'";
 
-/// Why the database gave no answer, or a bad one.
-#[derive(Debug, Clone)]
-pub(super) enum Trouble {
-    /// It said no: nothing of what was asked has happened. With the SQLSTATE.
-    Refused(String, String),
-    /// Whatever was asked may have happened, or happens yet.
-    Lost(String),
-}
-
 impl Trouble {
+    /// What an error means for what was asked.
     pub(super) fn of(error: &tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else { return Self::Lost(chain(error)) };
         let code = db.code().code().to_owned();
@@ -44,27 +36,6 @@ impl Trouble {
         // The connection, the server or the machine went away in the middle of it: no answer to what was asked.
         let is_lost = ["08", "57P", "58", "XX", "F0", "40003"].iter().any(|class| code.starts_with(class));
         if is_lost { Self::Lost(text) } else { Self::Refused(code, text) }
-    }
-    pub(super) fn says(&self) -> &str {
-        match self {
-            Self::Refused(_, text) | Self::Lost(text) => text,
-        }
-    }
-    /// May it go well another time, by itself?
-    fn is_passing(&self) -> bool {
-        match self {
-            Self::Refused(code, _) => matches!(code.as_str(), "40001" | "40P01" | "55P03" | "57014" | "53300"),
-            Self::Lost(_) => true,
-        }
-    }
-}
-
-impl From<Trouble> for StoreError {
-    fn from(trouble: Trouble) -> Self {
-        Self::Unavailable(format!(
-            "the database does not answer as it should: {}. Nothing is minted until it does; it is tried again by itself",
-            trouble.says()
-        ))
     }
 }
 

@@ -15,10 +15,10 @@ use crate::audit::reader::read_from;
 use crate::audit::verify::{Options, Report, verify};
 use crate::core::id::Timestamp;
 use crate::keys::random::Random;
+use crate::runtime::Runtime;
 use crate::store::engine::head::No;
 use crate::store::engine::read_record;
 use crate::store::{Appended, Batch, Store, StoreError};
-use crate::time::Clock;
 
 /// Batches on their way at once.
 const AHEAD: usize = 256;
@@ -42,7 +42,7 @@ fn bad(what: impl std::fmt::Display) -> OpenError {
 /// The journal stays as it is.
 pub async fn migrate(
     settings: &Settings,
-    clock: &dyn Clock,
+    runtime: Arc<dyn Runtime>,
     random: Arc<dyn Random>,
     signer: Signer,
     dir: &Path,
@@ -53,7 +53,7 @@ pub async fn migrate(
         Report::Verified(verified) => verified,
         Report::Broken(broken) => return Err(bad(broken)),
     };
-    let store = open(settings, clock, random, Some(signer)).await?;
+    let store = open(settings, runtime, random, Some(signer)).await?;
     let outcome = copy(&store, dir).await;
     store.close().await?;
     let before = outcome?;

@@ -15,22 +15,22 @@ mod pump;
 mod runs;
 mod schema;
 mod sql;
+mod sql_tables;
 mod state;
+pub mod tables;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::connect::{Db, Trouble};
-use self::sql::Texts;
+use self::sql_tables::SqlTables;
 use self::state::State;
-use self::write::WriteId;
+use self::tables::{Tables, Trouble, WriteId};
 use super::engine::watchers::Watchers;
 use super::tls::MakeTls;
 use super::{Job, StoreError};
@@ -41,7 +41,7 @@ use crate::core::event::BrokerEvent;
 use crate::core::id::{AgentId, GrantId, TaskKey, Timestamp};
 use crate::core::secret::Secret;
 use crate::keys::random::Random;
-use crate::time::Clock;
+use crate::runtime::{Runtime, Task, start};
 
 pub use self::export::{Exported, export};
 pub use self::migrate::{Moved, migrate};
@@ -114,14 +114,17 @@ pub enum OpenError {
 
 impl From<Trouble> for OpenError {
     fn from(trouble: Trouble) -> Self {
-        Self::Database(trouble.says().to_owned())
+        match trouble {
+            Trouble::Unreadable(what) => Self::Store(StoreError::Unreadable(what)),
+            Trouble::Refused(..) | Trouble::Lost(_) => Self::Database(trouble.says().to_owned()),
+        }
     }
 }
 
 /// The parts that the store's own tasks need too.
 struct Core {
-    db: Db,
-    texts: Texts,
+    runtime: Arc<dyn Runtime>,
+    tables: Arc<dyn Tables>,
     state: Mutex<State>,
     watchers: Watchers,
     /// There is something to write or to read.
@@ -129,9 +132,9 @@ struct Core {
     due: Notify,
     /// Rounds that were asked for, and the latest that is through.
     wanted: AtomicU64,
-    seen: watch::Sender<u64>,
+    seen: Mark,
     /// Batches that were answered.
-    answered: watch::Sender<u64>,
+    answered: Mark,
     /// The present run.
     run: AtomicI64,
     beginning: tokio::sync::Mutex<()>,
@@ -146,36 +149,47 @@ pub struct PostgresStore {
     core: Arc<Core>,
     /// As it was when the store was opened.
     last_run: (Option<BrokerEvent>, Timestamp),
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Mutex<Vec<Task<()>>>,
     conflicts: AtomicU64,
 }
 
 /// Opens the store: brings the tables up to date, begins a run, reads what is open. Needs a running runtime.
 pub async fn open(
     settings: &Settings,
-    clock: &dyn Clock,
+    runtime: Arc<dyn Runtime>,
     random: Arc<dyn Random>,
     signer: Option<Signer>,
 ) -> Result<PostgresStore, OpenError> {
     check_schema(&settings.schema)?;
-    let db = Db::new(settings)?;
-    check_clock(&db, clock).await?;
-    schema::migrate(&db, &settings.schema).await?;
-    check_keys(&db, settings).await?;
-    let texts = Texts::new(&settings.schema);
-    let run = runs::join(&db, &texts).await?;
-    let loaded = load::load(&db, &settings.schema).await?;
+    open_on(Arc::new(SqlTables::new(settings)?), &settings.keys, runtime, random, signer).await
+}
+
+/// Opens the store on these tables.
+pub async fn open_on(
+    tables: Arc<dyn Tables>,
+    keys: &Digest,
+    runtime: Arc<dyn Runtime>,
+    random: Arc<dyn Random>,
+    signer: Option<Signer>,
+) -> Result<PostgresStore, OpenError> {
+    check_clock(tables.now().await?, runtime.wall())?;
+    tables.prepare().await?;
+    if !tables.has_keys(keys).await? {
+        return Err(OpenError::Keys);
+    }
+    let run = tables.join(runs::lasts_ms()).await?;
+    let loaded = load::load(tables.as_ref()).await?;
     let last_run = loaded.view.last_run();
     let core = Arc::new(Core {
-        db,
-        texts,
+        runtime: Arc::clone(&runtime),
+        tables,
         state: Mutex::new(State::new(loaded.view, loaded.tail)),
         watchers: Watchers::default(),
         wake: Notify::new(),
         due: Notify::new(),
         wanted: AtomicU64::new(0),
-        seen: watch::Sender::new(0),
-        answered: watch::Sender::new(0),
+        seen: Mark::default(),
+        answered: Mark::default(),
         run: AtomicI64::new(run),
         beginning: tokio::sync::Mutex::new(()),
         stopping: CancellationToken::new(),
@@ -183,8 +197,37 @@ pub async fn open(
         signer,
         checkpoint_size: AtomicU64::new(loaded.checkpoint_size),
     });
-    let tasks = vec![tokio::spawn(pump::run(Arc::clone(&core))), tokio::spawn(runs::run(Arc::clone(&core)))];
-    Ok(PostgresStore { core, last_run, tasks: Mutex::new(tasks), conflicts: AtomicU64::new(0) })
+    let pump = start(runtime.as_ref(), pump::run(Arc::clone(&core)));
+    let runs = start(runtime.as_ref(), runs::run(Arc::clone(&core)));
+    Ok(PostgresStore { core, last_run, tasks: Mutex::new(vec![pump, runs]), conflicts: AtomicU64::new(0) })
+}
+
+/// A number that only grows, and who waits for it. (A `watch` would wake its waiters in an order that it draws: a
+/// simulation could not be repeated.)
+#[derive(Default)]
+struct Mark {
+    at: AtomicU64,
+    has_moved: Notify,
+}
+
+impl Mark {
+    /// It is at least there.
+    fn pass(&self, at: u64) {
+        if self.at.fetch_max(at, Ordering::AcqRel) < at {
+            self.has_moved.notify_waiters();
+        }
+    }
+    /// Waits until it is at least there.
+    async fn reached(&self, at: u64) {
+        loop {
+            let mut moves = std::pin::pin!(self.has_moved.notified());
+            moves.as_mut().enable(); // before looking, so that none is missed
+            if self.at.load(Ordering::Acquire) >= at {
+                return;
+            }
+            moves.await;
+        }
+    }
 }
 
 impl PostgresStore {
@@ -209,24 +252,16 @@ impl Core {
         self.random.fill(&mut id);
         id
     }
+    /// That long from now, on the boot-time clock in milliseconds.
+    fn in_ms(&self, time: Duration) -> u64 {
+        self.runtime.boot_ms() + u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 2)
+    }
 }
 
 /// A deadline is on the clock of the node that decides: they must not be far apart.
-async fn check_clock(db: &Db, clock: &dyn Clock) -> Result<(), OpenError> {
-    let rows = db.query("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint", &[]).await?;
-    let (theirs, ours) = (Timestamp(rows.first().map_or(0, |row| unnum(row.get(0)))), clock.wall());
+fn check_clock(theirs: Timestamp, ours: Timestamp) -> Result<(), OpenError> {
     let apart_ms = theirs.ms_since(ours).max(ours.ms_since(theirs));
     if apart_ms <= CLOCKS_APART_MS_MAX { Ok(()) } else { Err(OpenError::Clock { apart_secs: apart_ms / 1000 }) }
-}
-
-/// The first node says which keys they are.
-async fn check_keys(db: &Db, settings: &Settings) -> Result<(), OpenError> {
-    let ours = settings.keys.as_bytes().to_vec();
-    let say = "INSERT INTO $S.house VALUES (true, $1) ON CONFLICT (one) DO NOTHING";
-    db.query(&sql::text(say, &settings.schema), &[&ours]).await?;
-    let rows = db.query(&sql::text("SELECT keys FROM $S.house", &settings.schema), &[]).await?;
-    let are_ours = rows.first().is_some_and(|row| row.get::<_, Vec<u8>>(0) == ours);
-    if are_ours { Ok(()) } else { Err(OpenError::Keys) }
 }
 
 fn check_schema(schema: &str) -> Result<(), OpenError> {
@@ -250,8 +285,8 @@ fn unnum(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0)
 }
 
-fn hash(bytes: Vec<u8>) -> Result<Hash, StoreError> {
-    let bytes = bytes.try_into().map_err(|_| StoreError::Unreadable("a hash in the database is none".into()))?;
+fn hash(bytes: Vec<u8>) -> Result<Hash, Trouble> {
+    let bytes = bytes.try_into().map_err(|_| Trouble::Unreadable("a hash in the database is none".into()))?;
     Ok(Hash(bytes))
 }
 
@@ -267,13 +302,4 @@ const fn grant_of(job: Job) -> GrantId {
     match job {
         Job::Deadline(id) | Job::Lease(id, _) => id,
     }
-}
-
-/// The row of a job: grant, and lease or nothing.
-fn job_key(job: Job) -> (Vec<u8>, Vec<u8>) {
-    let lease = match job {
-        Job::Deadline(_) => Vec::new(),
-        Job::Lease(_, lease) => lease.as_bytes().to_vec(),
-    };
-    (grant_of(job).as_bytes().to_vec(), lease)
 }

@@ -4,15 +4,14 @@
 //! either the first one came through and is found among what was written, or it never can.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::connect::{Session, Trouble};
-use super::state::{Pending, Row};
-use super::write::{Write, WriteId};
-use super::{Core, hash, unnum};
-use crate::core::id::Timestamp;
+use super::Core;
+use super::state::Pending;
+use super::tables::{ROWS, Run, Trouble, Write};
+use crate::mutation::Mutation;
+use crate::runtime::within;
 use crate::store::StoreError;
 use crate::store::view::Changed;
 
@@ -20,13 +19,10 @@ use crate::store::view::Changed;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// After a failure, the next try comes this late.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// Rows in one answer: as many as the statement asks for.
-const ROWS: usize = 2000;
 
 /// What the task keeps between rounds.
 #[derive(Default)]
 pub(super) struct Pump {
-    session: Option<Session>,
     pending: Option<Pending>,
 }
 
@@ -43,32 +39,32 @@ pub(super) async fn run(core: Arc<Core>) {
         };
         if is_idle {
             // Either something is wanted or it is time to look: a round follows in any case.
-            let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
+            let _ = within(core.runtime.as_ref(), LOOK_EVERY, core.wake.notified()).await;
         }
         let outcome = pump.round(&core).await;
         let is_closed = core.state.lock().inner.is_closed;
         if let Err(error) = outcome {
             core.is_down(&error, pump.pending);
             if is_closed {
-                core.state.lock().expire(pump.pending, Instant::now() + super::APPEND, "the store is closed");
+                core.state.lock().expire(pump.pending, core.in_ms(super::APPEND), "the store is closed");
                 break;
             }
-            tokio::time::sleep(TRY_AGAIN).await;
+            core.runtime.sleep(TRY_AGAIN).await;
         }
     }
-    core.answered.send_replace(u64::MAX);
+    core.answered.pass(u64::MAX);
 }
 
 impl Pump {
     async fn round(&mut self, core: &Core) -> Result<(), StoreError> {
-        let wanted = core.wanted.load(std::sync::atomic::Ordering::SeqCst);
+        let wanted = core.wanted.load(Ordering::SeqCst);
         let run = core.run();
         let write = {
             let mut state = core.state.lock();
             if let Some(why) = &state.broken {
                 return Err(StoreError::Unreadable(why.clone()));
             }
-            state.expire(self.pending, Instant::now(), "the database did not take it in time");
+            state.expire(self.pending, core.in_ms(Duration::ZERO), "the database did not take it in time");
             let pending = self.pending.or_else(|| match state.group() {
                 0 => None,
                 count => Some(Pending { id: core.write_id(), count }),
@@ -80,7 +76,7 @@ impl Pump {
         let outcome = self.exchange(core, write.as_ref(), run, &mut changed).await;
         core.tell(&changed);
         outcome?;
-        core.seen.send_if_modified(|seen| std::mem::replace(seen, wanted.max(*seen)) < wanted);
+        core.seen.pass(wanted);
         Ok(())
     }
 
@@ -88,42 +84,39 @@ impl Pump {
         &mut self,
         core: &Core,
         write: Option<&Write>,
-        run: i64,
+        run: Run,
         changed: &mut Changed,
     ) -> Result<(), StoreError> {
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => core.db.session().await?,
-        };
         if let (Some(write), Some(pending)) = (write, self.pending) {
-            match session.query(&core.texts.write, &write.params()).await {
-                Ok(rows) if !rows.is_empty() => {
+            let written = match core.tables.write(write).await {
+                Err(Trouble::Lost(_)) if Mutation::LostIsRecorded.is_on() => Ok(true),
+                written => written,
+            };
+            match written {
+                Ok(true) => {
                     self.pending = None;
-                    self.session = Some(session);
                     let mut state = core.state.lock();
                     state.publish(pending.count, changed);
                     state.down = None;
                     return Ok(());
                 }
-                Ok(_) => {}
+                Ok(false) => {}
                 Err(trouble @ Trouble::Refused(..)) => {
                     self.pending = None;
-                    self.session = Some(session);
                     return Self::refused(core, pending, trouble);
                 }
-                Err(trouble @ Trouble::Lost(_)) => return Err(trouble.into()),
+                Err(trouble) => return Err(trouble.into()),
             }
         }
-        let (is_behind, is_ours_in) = self.catch_up(core, &mut session, changed).await?;
+        let (is_behind, is_ours_in) = self.catch_up(core, changed).await?;
         if write.is_some() && !is_behind {
             // Nobody was first, and yet it was refused.
-            core.diagnose(&mut session, run).await?;
+            core.diagnose(run).await?;
         } else if is_ours_in || is_behind {
             // Decided anew, and the tail has moved on: the old one can't come through any more.
             self.pending = None;
         }
         core.state.lock().down = None;
-        self.session = Some(session);
         Ok(())
     }
 
@@ -150,19 +143,13 @@ impl Pump {
     }
 
     /// Reads what was written since. True if anything was, and if this node's own write was among it.
-    async fn catch_up(
-        &mut self,
-        core: &Core,
-        session: &mut Session,
-        changed: &mut Changed,
-    ) -> Result<(bool, bool), StoreError> {
+    async fn catch_up(&mut self, core: &Core, changed: &mut Changed) -> Result<(bool, bool), StoreError> {
         let (mut is_behind, mut is_ours_in) = (false, false);
         loop {
-            let from = super::num(core.state.lock().tail.seq);
-            let rows = session.query(&core.texts.since, &[&from]).await?;
+            let from = core.state.lock().tail.seq;
+            let rows = core.tables.since(from).await?;
             let is_last = rows.len() < ROWS;
             is_behind |= !rows.is_empty();
-            let rows = rows.iter().map(read).collect::<Result<Vec<Row>, _>>()?;
             let mut state = core.state.lock();
             if state.take_in(rows, self.pending.filter(|_| !is_ours_in), changed)? {
                 is_ours_in = true;
@@ -173,18 +160,6 @@ impl Pump {
             }
         }
     }
-}
-
-fn read(row: &tokio_postgres::Row) -> Result<Row, StoreError> {
-    let bad = |e: tokio_postgres::Error| StoreError::Unreadable(format!("a record in the database: {e}"));
-    let id: Vec<u8> = row.try_get(4).map_err(bad)?;
-    Ok(Row {
-        seq: unnum(row.try_get(0).map_err(bad)?),
-        at: Timestamp(unnum(row.try_get(1).map_err(bad)?)),
-        leaf: hash(row.try_get(2).map_err(bad)?)?,
-        payload: row.try_get(3).map_err(bad)?,
-        write: WriteId::try_from(id).unwrap_or_default(),
-    })
 }
 
 impl Core {
@@ -198,7 +173,7 @@ impl Core {
         if state.down.is_none() {
             tracing::error!(%why, "the record can't be written");
         }
-        state.expire(pending, Instant::now(), &why);
+        state.expire(pending, self.in_ms(Duration::ZERO), &why);
         if matches!(error, StoreError::Unreadable(_)) {
             // For good: nobody needs to wait.
             let all = state.queue.len();
@@ -212,7 +187,7 @@ impl Core {
     /// Wakes whoever waits for what has changed, and lets go of what can leave memory.
     fn tell(&self, changed: &Changed) {
         self.watchers.wake(&changed.grants);
-        self.state.lock().settle(changed, Instant::now());
+        self.state.lock().settle(changed, self.in_ms(Duration::ZERO));
         if changed.due {
             self.due.notify_one();
         }
@@ -221,22 +196,20 @@ impl Core {
 
     fn bump(&self) {
         let answered = self.state.lock().answered;
-        self.answered.send_if_modified(|n| std::mem::replace(n, answered) != answered);
+        self.answered.pass(answered);
     }
 
     /// Why was a write refused, though nobody else wrote?
-    async fn diagnose(&self, session: &mut Session, run: i64) -> Result<(), StoreError> {
-        let rows = session.query(&self.texts.standing, &[&run]).await?;
-        let Some(row) = rows.first() else {
+    async fn diagnose(&self, run: Run) -> Result<(), StoreError> {
+        let Some(now) = self.tables.standing(run).await? else {
             return Err(StoreError::Unreadable("the table `tail` in the database is empty".into()));
         };
-        let (seq, leaf, is_over): (i64, Vec<u8>, bool) = (row.get(0), row.get(1), row.get(2));
-        if is_over {
+        if now.is_over {
             self.begin_again(run).await?;
             return Ok(());
         }
         let mut state = self.state.lock();
         let read = (state.tail.seq, state.tail.leaf);
-        state.went_back(read, seq, &leaf)
+        state.went_back(read, (now.seq, now.leaf))
     }
 }

@@ -1,7 +1,8 @@
 //! The tables, in numbered steps. A step only adds, and has defaults for what the version before doesn't write: nodes of
 //! both work side by side while an upgrade goes on.
 
-use super::connect::{Db, Trouble};
+use super::connect::Db;
+use super::tables::Trouble;
 use super::{OpenError, sql};
 
 /// The step that this version needs.

@@ -8,6 +8,7 @@ pub(super) fn text(template: &str, schema: &str) -> String {
 
 /// The statements, with the schema in.
 pub(super) struct Texts {
+    pub(super) load: [String; 5],
     pub(super) write: String,
     pub(super) since: String,
     pub(super) standing: String,
@@ -34,6 +35,14 @@ impl Texts {
     pub(super) fn new(schema: &str) -> Self {
         let t = |template| text(template, schema);
         Self {
+            load: [
+                t("SELECT seq, leaf, tree, at_ms FROM $S.tail"),
+                t("SELECT seq, payload FROM $S.event WHERE kind = $1 \
+                   OR seq = (SELECT max(seq) FROM $S.event WHERE kind = $2) ORDER BY seq"),
+                t("SELECT body FROM $S.holding WHERE length(body) > 0"),
+                t("SELECT body FROM $S.grants WHERE is_open"),
+                t("SELECT coalesce(max(size), 0) FROM $S.checkpoint"),
+            ],
             write: t(WRITE),
             since: t("SELECT seq, at_ms, leaf, payload, write_id FROM $S.event WHERE seq > $1 ORDER BY seq LIMIT 2000"),
             standing: t("SELECT t.seq, t.leaf, coalesce((SELECT r.is_over FROM $S.run r WHERE r.run = $1), true) \

@@ -5,23 +5,23 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
-use super::write::WriteId;
+use super::tables::{Row, WriteId};
 use crate::audit::frame::leaf_of;
 use crate::audit::merkle::{Frontier, Hash};
 use crate::core::id::{GrantId, Timestamp};
+use crate::mutation::Mutation;
 use crate::store::engine::facts::Facts;
 use crate::store::engine::head::{After, Head, No};
 use crate::store::engine::{Inner, read_record};
 use crate::store::view::{Changed, View};
 use crate::store::{Appended, Batch, Job, StoreError};
 
-/// What became final stays in memory so long if others are always under way: longer than any append takes.
-const FINALS: Duration = Duration::from_secs(60);
+/// What became final stays in memory so long if others are always under way, in milliseconds: longer than any append
+/// takes.
+const FINALS_MS: u64 = 60_000;
 /// Most batches in one write.
 const BATCHES_MAX: usize = 64;
 /// Most bytes of events in one write.
@@ -61,18 +61,8 @@ pub(super) struct Queued {
     pub(super) after: After,
     /// Taken once the caller was told something.
     pub(super) reply: Option<Reply>,
-    /// Until then the caller waits.
-    pub(super) until: Instant,
-}
-
-/// A record as it came from the database.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) seq: u64,
-    pub(super) at: Timestamp,
-    pub(super) leaf: Hash,
-    pub(super) payload: Vec<u8>,
-    pub(super) write: WriteId,
+    /// Until then the caller waits, on the boot-time clock in milliseconds.
+    pub(super) until_ms: u64,
 }
 
 /// A write whose answer is still out.
@@ -101,7 +91,7 @@ pub(super) struct State {
     pub(super) asking: usize,
     /// Told that they conflict, once what they conflict with can be read.
     losers: Vec<Reply>,
-    finals: VecDeque<(Instant, GrantId)>,
+    finals: VecDeque<(u64, GrantId)>,
     pruned_at: Timestamp,
     /// Batches that were answered.
     pub(super) answered: u64,
@@ -144,17 +134,17 @@ impl State {
         is_full.then(|| StoreError::Unavailable(format!("{QUEUE_MAX} writes wait already; try again")))
     }
 
-    /// The database ends at `seq` with this leaf, after this node had read up to `read`. If it has less, or something else
-    /// in its place, nothing can be written by this process any more.
-    pub(super) fn went_back(&mut self, read: (u64, Hash), seq: i64, leaf: &[u8]) -> Result<(), StoreError> {
-        if super::unnum(seq) > read.0 || super::unnum(seq) == read.0 && leaf == read.1.0 {
+    /// The database ends at `now` (the last record and its leaf), after this node had read up to `read`. If it has less, or
+    /// something else in its place, nothing can be written by this process any more.
+    pub(super) fn went_back(&mut self, read: (u64, Hash), now: (u64, Hash)) -> Result<(), StoreError> {
+        if now.0 > read.0 || now == read {
             return Ok(());
         }
         let why = format!(
-            "the database has lost acknowledged records: it ends at {seq}, and this node has read up to {}. A \
+            "the database has lost acknowledged records: it ends at {}, and this node has read up to {}. A \
              fail-over or restore went back in time. Stop all nodes; bring the database back to what it was, or \
              start them again to go on from what is there (targets are swept for what it doesn't know of)",
-            read.0
+            now.0, read.0
         );
         self.broken = Some(why.clone());
         Err(StoreError::Unreadable(why))
@@ -247,6 +237,11 @@ impl State {
     fn rebase(&mut self) {
         self.inner.head = Head::default();
         for mut queued in std::mem::take(&mut self.queue) {
+            if Mutation::NoCompareAndSet.is_on() {
+                self.inner.head.push(&queued.batch.events, &queued.after, 0);
+                self.queue.push_back(queued);
+                continue;
+            }
             match self.inner.check(&queued.batch, &queued.facts) {
                 Ok((after, _)) => {
                     self.inner.head.push(&queued.batch.events, &after, 0);
@@ -282,12 +277,12 @@ impl State {
 
     /// Tells those who have waited for long enough. What was not sent is taken back; of what was, the outcome isn't
     /// known, and it stays until it is.
-    pub(super) fn expire(&mut self, pending: Option<Pending>, now: Instant, why: &str) {
+    pub(super) fn expire(&mut self, pending: Option<Pending>, now_ms: u64, why: &str) {
         let sent = pending.map_or(0, |p| p.count);
         let mut is_taken_back = false;
         for (place, queued) in std::mem::take(&mut self.queue).into_iter().enumerate() {
             let mut queued = queued;
-            if queued.until > now {
+            if queued.until_ms > now_ms {
                 self.queue.push_back(queued);
             } else if place < sent {
                 let why = format!("whether this was recorded is not known yet: {why}");
@@ -306,7 +301,7 @@ impl State {
     }
 
     /// After a round: what can leave memory does, and those are told who had to wait for it.
-    pub(super) fn settle(&mut self, changed: &Changed, now: Instant) {
+    pub(super) fn settle(&mut self, changed: &Changed, now_ms: u64) {
         for reply in self.losers.drain(..) {
             let _ = reply.send(Err(StoreError::Conflict));
         }
@@ -317,11 +312,11 @@ impl State {
             let still = |job: &Job| crate::store::due::work(&grant).any(|(j, ..)| j == *job);
             self.claims.retain(|job, _| super::grant_of(*job) != *id || still(job));
             if grant.state.is_final() {
-                self.finals.push_back((now, *id));
+                self.finals.push_back((now_ms, *id));
             }
         }
         let is_quiet = self.asking == 0 && self.queue.is_empty();
-        while self.finals.front().is_some_and(|(since, _)| is_quiet || now.duration_since(*since) > FINALS) {
+        while self.finals.front().is_some_and(|(since, _)| is_quiet || now_ms > since + FINALS_MS) {
             if let Some((_, id)) = self.finals.pop_front() {
                 self.inner.view.evict(id);
             }
