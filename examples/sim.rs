@@ -24,6 +24,9 @@ struct Args {
     /// Replays one seed and tells what happens in it.
     #[arg(long, conflicts_with_all = ["seeds", "from", "add_to", "mutations"])]
     seed: Option<u64>,
+    /// So many nodes on one database, instead of one process on its disk.
+    #[arg(long, default_value_t = 0, conflicts_with = "mutations")]
+    nodes: usize,
     /// Stops after so many seconds.
     #[arg(long, default_value_t = u64::MAX / 2)]
     budget_secs: u64,
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
     sim::notice_panics();
     if let Some(seed) = args.seed {
         tracing_subscriber::fmt().without_time().with_max_level(tracing::Level::INFO).init();
-        let outcome = sim::run(seed, true);
+        let outcome = sim::run_of(args.nodes, seed, true);
         println!("{outcome:#?}");
         return if outcome.violation.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
@@ -61,10 +64,11 @@ fn main() -> ExitCode {
     };
     // What was built, not what is there when the seeds are through.
     let source = source();
-    many(first, args.seeds, Duration::from_secs(args.budget_secs), false, &sum, &|outcome, sum| {
+    let nodes = if args.nodes > 0 { format!("--nodes {} ", args.nodes) } else { String::new() };
+    many(args.nodes, first, args.seeds, Duration::from_secs(args.budget_secs), false, &sum, &|outcome, sum| {
         if let Some(violation) = &outcome.violation {
             println!("seed {}: {violation}", outcome.seed);
-            println!("  again: cargo run --release --example sim -- --seed {}", outcome.seed);
+            println!("  again: cargo run --release --example sim -- {nodes}--seed {}", outcome.seed);
         }
         if sum.seeds.is_multiple_of(1_000) {
             println!("{} seeds, {} violations", sum.seeds, sum.violations.len());

@@ -31,12 +31,32 @@ fn a_seed_is_one_schedule() {
     }
 }
 
+/// Of three nodes on one database.
+const CORPUS_OF_NODES: [u64; 3] = [4, 89, 1_011];
+
+#[test]
+fn seeds_of_several_nodes_that_once_failed_are_well() {
+    sim::notice_panics();
+    for seed in CORPUS_OF_NODES {
+        let outcome = sim::run_of(3, seed, false);
+        assert_eq!(outcome.violation, None, "cargo run --release --example sim -- --nodes 3 --seed {seed}");
+    }
+}
+
+#[test]
+fn a_seed_of_several_nodes_is_one_schedule() {
+    for seed in 1..4 {
+        let (once, again) = (sim::run_of(3, seed, false), sim::run_of(3, seed, false));
+        assert_eq!((once.trace, once.steps), (again.trace, again.steps), "seed {seed}");
+    }
+}
+
 #[test]
 fn new_seeds_are_well_and_something_happens_in_them() {
     sim::notice_panics();
     let first = SystemClock.wall().0 << 20;
     let sum = Mutex::new(Sum::default());
-    many(first, 40, Duration::from_secs(120), false, &sum, &|_, _| {});
+    many(0, first, 40, Duration::from_secs(120), false, &sum, &|_, _| {});
     let sum = sum.into_inner();
     let again = sum.violations.first().map(|(seed, _)| format!("cargo run --release --example sim -- --seed {seed}"));
     assert!(sum.violations.is_empty(), "{again:?}: {:#?}", sum.violations);

@@ -8,9 +8,11 @@ use std::sync::{Arc, OnceLock};
 
 use countersign::audit::disk::Disk;
 use countersign::audit::note::Signer;
+use countersign::broker::run_clock::Start;
 use countersign::broker::{Broker, Mode, Parts, Rules, RunClock, build, run_clock};
 use countersign::config::Loaded;
 use countersign::connector::Connector;
+use countersign::core::digest::Digest;
 use countersign::core::id::{ResourceName, Timestamp};
 use countersign::keys::random::SeededRandom;
 use countersign::keys::{Keys, NameKey, NamePrefix, Origin};
@@ -22,10 +24,12 @@ use countersign::store::embedded::journal::{Acknowledged, Options, Stepper};
 use countersign::store::embedded::{JournalLog, replay};
 use countersign::store::engine::Engine;
 use countersign::store::memory::MemoryArchive;
+use countersign::store::postgres::{self, OpenError};
 use countersign::store::view::View;
 use countersign::time::Clock;
 use futures::FutureExt as _;
 
+use super::link::Link;
 use super::mem_disk::MemDisk;
 use super::sched::SimRuntime;
 use super::support::{CAT, Example};
@@ -127,19 +131,40 @@ pub fn start(
     targets: &[Arc<SimTarget>],
     seed: u64,
 ) -> Result<(Process, Stepper, bool), String> {
-    let house = house();
     let shared: Arc<dyn Runtime> = runtime.clone();
     let clock: Arc<dyn Clock> = runtime.clone();
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let known = Acknowledged::default();
     let (log, stepper, opened) =
-        JournalLog::open_stepped(disk, dir, options(), clock.clone(), &known).map_err(|e| e.to_string())?;
+        JournalLog::open_stepped(disk, dir, options(), clock, &known).map_err(|e| e.to_string())?;
     let (archive, mut view) = (MemoryArchive::default(), View::default());
     let (keeper, _) =
         replay(&log, &archive, &mut view, Position::default(), &opened).map_err(|e| format!("replay: {e}"))?;
     let store: Arc<dyn Store> = Arc::new(Engine::start(Arc::clone(&shared), log, archive, view, keeper));
     let last = store.last_run().now_or_never().ok_or("the last run isn't at hand")?.map_err(|e| e.to_string())?;
     let start = run_clock::start(last.0.as_ref(), last.1, runtime.as_ref());
+    Ok((assemble(runtime, store, start, targets, seed)?, stepper, start.clock_set_back))
+}
+
+/// Opens the store of several nodes, as `serve` does.
+pub async fn open(link: Link, seed: u64) -> Result<Arc<dyn Store>, OpenError> {
+    let signer = Signer::from_seed("broker.corp.example/journal", &[42; 32]).unwrap();
+    let (keys, runtime) = (Digest::of_bytes(b"keys"), Arc::clone(&link.runtime));
+    let random = Arc::new(SeededRandom::new(seed));
+    Ok(Arc::new(postgres::open_on(Arc::new(link), &keys, runtime, random, Some(signer)).await?))
+}
+
+/// The broker on its store. Its start is on its way when this returns.
+pub fn assemble(
+    runtime: Arc<SimRuntime>,
+    store: Arc<dyn Store>,
+    start: Start,
+    targets: &[Arc<SimTarget>],
+    seed: u64,
+) -> Result<Process, String> {
+    let house = house();
+    let shared: Arc<dyn Runtime> = runtime.clone();
+    let clock: Arc<dyn Clock> = runtime.clone();
     let mut connectors: BTreeMap<ResourceName, Arc<dyn Connector>> =
         build::connectors(&house.loaded, &house.keys, clock, &house.prefix).map_err(|e| format!("{e:?}"))?;
     for target in targets {
@@ -170,5 +195,5 @@ pub fn start(
         }
         opens.store(true, SeqCst);
     }));
-    Ok((Process { broker, runtime, store, is_open }, stepper, start.clock_set_back))
+    Ok(Process { broker, runtime, store, is_open })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::target::Health;
-use super::{Choices, Death, World};
+use super::{Choices, Death, Node, World};
 
 /// How rough a schedule is, drawn from its seed.
 #[derive(Debug, Clone, Copy)]
@@ -52,22 +52,26 @@ pub async fn weather(world: Arc<World>, weather: Weather) {
         match kind {
             Some(0) => kill(&world, &mut c),
             Some(1) => ill(&world, &mut c),
-            Some(2) => set_clock(&world, &mut c),
-            Some(3) => world.control.lock().paused_until_ms = Some(world.sched.now_ms() + c.between(500, 200_000)),
+            Some(2) => set_clock(&world, &world.nodes[0], &mut c),
+            Some(3) => {
+                let until_ms = world.sched.now_ms() + c.between(500, 200_000);
+                world.nodes[0].control.lock().paused_until_ms = Some(until_ms);
+            }
             Some(4) => disk(&world, &mut c),
-            Some(5) => world.control.lock().stop = true,
+            Some(5) => world.nodes[0].control.lock().stop = true,
             _ => {}
         }
     }
 }
 
 fn kill(world: &World, c: &mut Choices) {
-    if world.process.lock().is_none() {
+    let node = &world.nodes[0];
+    if node.process.lock().is_none() {
         return;
     }
     let down_ms = if c.chance(200) { c.between(1_000, 200_000) } else { c.between(10, 4_000) };
     let death = if c.chance(400) { Death::Power } else { Death::Process };
-    let mut control = world.control.lock();
+    let mut control = node.control.lock();
     if control.dies_in_steps.is_some() || control.dies_at_op.is_some() {
         return;
     }
@@ -77,13 +81,13 @@ fn kill(world: &World, c: &mut Choices) {
         control.dies_in_steps = Some(c.between(1, 400));
     } else {
         // In the middle of what the journal writes next.
-        let dead_from = world.oracle.disk.ops() + c.below(12);
-        world.oracle.disk.set(|d| d.dead_from = Some(dead_from));
+        let dead_from = world.disk.ops() + c.below(12);
+        world.disk.set(|d| d.dead_from = Some(dead_from));
         control.dies_at_op = Some(dead_from);
     }
 }
 
-fn ill(world: &Arc<World>, c: &mut Choices) {
+pub fn ill(world: &Arc<World>, c: &mut Choices) {
     let target = Arc::clone(&world.targets[c.below(world.targets.len() as u64) as usize]);
     let health = match c.below(6) {
         0 | 1 => Health::Down,
@@ -103,7 +107,7 @@ fn ill(world: &Arc<World>, c: &mut Choices) {
     );
 }
 
-fn set_clock(world: &Arc<World>, c: &mut Choices) {
+pub fn set_clock(world: &Arc<World>, node: &Node, c: &mut Choices) {
     const YEARS: u64 = 10 * 365 * 86_400_000;
     let ms = match c.below(4) {
         0 => c.between(1, 2_000),
@@ -112,15 +116,20 @@ fn set_clock(world: &Arc<World>, c: &mut Choices) {
         _ => YEARS,
     };
     let off = i64::try_from(ms).unwrap() * if c.coin() { 1 } else { -1 };
-    world.machine.wall_off.fetch_add(off, SeqCst);
+    node.machine.wall_off.fetch_add(off, SeqCst);
     if c.chance(800) {
         // Somebody notices, and sets it right.
-        let (machine, sleeping) = (Arc::clone(&world.machine), world.sched.sleep_ms(c.between(500, 90_000)));
+        let (machine, sleeping) = (Arc::clone(&node.machine), world.sched.sleep_ms(c.between(500, 90_000)));
+        // At night all clocks of nodes are right: one that is set back to wrong would keep its node from starting.
+        let (at_night, day_ends_ms) = (world.database.is_none(), world.day_ends_ms);
+        let sched = Arc::clone(&world.sched);
         world.sched.spawn(
             super::sched::WORLD,
             Box::pin(async move {
                 sleeping.await;
-                machine.wall_off.fetch_sub(off, SeqCst);
+                if at_night || sched.now_ms() < day_ends_ms {
+                    machine.wall_off.fetch_sub(off, SeqCst);
+                }
             }),
         );
     }
@@ -128,7 +137,7 @@ fn set_clock(world: &Arc<World>, c: &mut Choices) {
 
 fn disk(world: &Arc<World>, c: &mut Choices) {
     world.oracle.disk_is_ill();
-    let disk = world.oracle.disk.clone();
+    let disk = world.disk.clone();
     match c.below(3) {
         0 => disk.set(|d| d.fail_syncs = 1),
         1 => disk.set(|d| d.fail_writes = 1),

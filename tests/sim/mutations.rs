@@ -7,13 +7,17 @@ use parking_lot::Mutex;
 
 use super::runner::{Sum, many};
 
+/// Nodes, for the faults that one process can't show.
+const NODES: usize = 3;
+
 /// The faults that weren't found within so many seeds.
 pub fn missed(first: u64, seeds: u64) -> Vec<Mutation> {
     let mut missed = Vec::new();
     for mutation in Mutation::ALL {
+        let nodes = if mutation.needs_nodes() { NODES } else { 0 };
         Mutation::set(Some(mutation));
         let (sum, begun) = (Mutex::new(Sum::default()), Instant::now());
-        many(first, seeds, Duration::MAX, true, &sum, &|_, _| {});
+        many(nodes, first, seeds, Duration::MAX, true, &sum, &|_, _| {});
         let sum = sum.into_inner();
         let took = begun.elapsed().as_secs_f32();
         match sum.violations.first() {

@@ -1,16 +1,13 @@
-//! What is true, kept apart from the broker: what exists at the targets, what the disk durably holds, what clients were
-//! told. Reads the journal as plain JSON, so that no code of the broker's own says what an event means.
+//! What is true, kept apart from the broker: what exists at the targets, what disk or database durably holds, what clients
+//! were told. Reads the record as plain JSON, so that no code of the broker's own says what an event means.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use countersign::audit::disk::Disk;
-use countersign::audit::reader::read_from_on;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::mem_disk::MemDisk;
+use super::ground::{Durable, Ground};
 use super::sched::Sched;
 
 /// What is over must be gone from a target after this, while broker and target are well, in milliseconds: the longest
@@ -20,6 +17,11 @@ pub const BOUND_MS: u64 = 60_000 + 15_000 + 25_000 + 20_000;
 /// and the answers of a slow network.
 pub const BACK_MS: u64 = 3_000;
 
+/// As [`BOUND_MS`], if there are several nodes: the run of one that is gone lasts 10 s, is declared over by another 10 s
+/// after that one's own first sign of life at the earliest, a turn of 2 s later; what was asked of the database by then
+/// may wait 8 s for an answer that is lost. Only then what it was at is anybody's.
+pub const NODES_MS: u64 = 10_000 + 10_000 + 2_000 + 8_000;
+
 /// A credential at a target.
 #[derive(Debug, Clone)]
 pub struct Object {
@@ -28,6 +30,8 @@ pub struct Object {
     pub name: String,
     pub permission: Value,
     pub alive: bool,
+    /// Made by a node that was taken for dead, after its lease was proven absent: since then.
+    pub late_ms: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,8 @@ struct LeaseFacts {
     grant: String,
     name: String,
     permission: Value,
+    /// Who intended it.
+    run: i64,
     is_prepared: bool,
     is_live: bool,
     is_released: bool,
@@ -71,7 +77,7 @@ type Seen = BTreeMap<(String, String), Vec<(Value, Value)>>;
 struct Inner {
     /// Hashes of the durable records, in order.
     records: Vec<u64>,
-    at_syncs: Option<u64>,
+    at_mark: Option<u64>,
     grants: BTreeMap<String, GrantFacts>,
     leases: BTreeMap<String, LeaseFacts>,
     by_name: BTreeMap<String, String>,
@@ -81,6 +87,9 @@ struct Inner {
     violations: Vec<String>,
     /// By how much a restart may prolong a grant, because nobody could know how long the broker was down.
     allowance_ms: u64,
+    /// How far the clocks of all runs so far were from the true time, at most, to either side: a deadline that one node
+    /// sets on its clock is met by the clock of another.
+    clocks_ms: (i64, i64),
     /// Was a credential ever there without a record that it is live?
     pub windows: u64,
     disk_was_ill: bool,
@@ -99,8 +108,7 @@ pub struct Counts {
 }
 
 pub struct Oracle {
-    pub disk: MemDisk,
-    pub dir: PathBuf,
+    pub ground: Ground,
     pub sched: Arc<Sched>,
     pub talks: bool,
     inner: Mutex<Inner>,
@@ -130,8 +138,8 @@ fn text(value: &Value) -> String {
 }
 
 impl Oracle {
-    pub fn new(disk: MemDisk, dir: PathBuf, sched: Arc<Sched>, talks: bool) -> Self {
-        Self { disk, dir, sched, talks, inner: Mutex::default() }
+    pub fn new(ground: Ground, sched: Arc<Sched>, talks: bool) -> Self {
+        Self { ground, sched, talks, inner: Mutex::default() }
     }
 
     /// Tells what happens, when a schedule is replayed to be read.
@@ -163,20 +171,26 @@ impl Oracle {
         self.inner.lock().allowance_ms += ms;
     }
 
+    /// A run begins with a clock that is so far from the true time.
+    pub fn starts_at_ms_off(&self, off_ms: i64) {
+        let clocks = &mut self.inner.lock().clocks_ms;
+        *clocks = (clocks.0.min(off_ms), clocks.1.max(off_ms));
+    }
+
     /// Reads what became durable since the last look.
     pub fn refresh(&self) {
-        let syncs = self.disk.syncs();
+        let mark = self.ground.mark();
         let from = {
             let mut inner = self.inner.lock();
-            if inner.at_syncs == Some(syncs) {
+            if inner.at_mark == Some(mark) {
                 return;
             }
-            inner.at_syncs = Some(syncs);
+            inner.at_mark = Some(mark);
             inner.records.len() as u64 + 1
         };
-        for (seq, payload) in self.durable_records(from) {
-            self.say(|| format!("durable {seq}: {}", brief(&payload)));
-            self.inner.lock().take(seq, &payload, self.sched.now_ms());
+        for record in self.durable_records(from) {
+            self.say(|| format!("durable {}: {}", record.seq, brief(&record.payload)));
+            self.inner.lock().take(&record, self.sched.now_ms());
         }
     }
 
@@ -189,35 +203,19 @@ impl Oracle {
             let (is, was) = (now.len(), inner.records.len());
             inner.violations.push(format!("the journal had {was} durable records and has {is}"));
         }
-        for ((seq, payload), was) in now.iter().zip(&inner.records) {
-            if hash(payload) != *was {
-                inner.violations.push(format!("durable record {seq} changed"));
+        for (record, was) in now.iter().zip(&inner.records) {
+            if hash(&record.payload) != *was {
+                inner.violations.push(format!("durable record {} changed", record.seq));
             }
         }
+        inner.violations.extend(self.ground.wrong());
     }
 
-    fn durable_records(&self, from: u64) -> Vec<(u64, Vec<u8>)> {
-        let mut out = Vec::new();
-        let disk: Arc<dyn Disk> = Arc::new(self.disk.durable());
-        let mut records = match read_from_on(disk, &self.dir, from) {
-            Ok(records) => records,
-            Err(error) => {
-                if from > 1 {
-                    self.violated(format!("the durable journal can't be read: {error}"));
-                }
-                return out;
-            }
-        };
-        loop {
-            match records.next_record() {
-                Ok(Some(record)) => out.push((record.meta.seq, record.payload.to_vec())),
-                Ok(None) => return out,
-                Err(error) => {
-                    self.violated(format!("the durable journal can't be read: {error}"));
-                    return out;
-                }
-            }
-        }
+    fn durable_records(&self, from: u64) -> Vec<Durable> {
+        self.ground.records(from).unwrap_or_else(|(records, why)| {
+            self.violated(format!("the durable journal can't be read: {why}"));
+            records
+        })
     }
 
     /// Somebody was told this about a grant: it must be durable by then.
@@ -262,7 +260,7 @@ impl Oracle {
     }
 
     /// A credential comes into being at a target.
-    pub fn born(&self, id: &str, object: Object, needs_handle: bool) {
+    pub fn born(&self, id: &str, mut object: Object, needs_handle: bool) {
         self.refresh();
         self.say(|| format!("made at {}: {}", object.target, object.name));
         let inner = &mut *self.inner.lock();
@@ -271,6 +269,10 @@ impl Oracle {
         let wrong = match lease {
             None => Some("has no durable intent"),
             Some(lease) if needs_handle && !lease.is_prepared => Some("has no durable handle"),
+            Some(lease) if lease.gone.is_some() && self.ground.is_over(lease.run) => {
+                object.late_ms = Some(self.sched.now_ms());
+                None
+            }
             Some(lease) if lease.gone.is_some() => Some("is on record as gone"),
             Some(lease) if lease.permission != object.permission => Some("may do something else than was intended"),
             Some(lease) => {
@@ -324,7 +326,7 @@ impl Oracle {
     pub fn token_is_good(&self, grant: &str, asked_ms: u64) {
         let inner = &mut *self.inner.lock();
         let Some(g) = inner.grants.get(grant) else { return };
-        let late = g.deadline_ms.is_some_and(|at| asked_ms > at + inner.allowance_ms + 1);
+        let late = g.deadline_ms.is_some_and(|at| asked_ms > at + inner.allowance() + 1);
         if late || g.over_ms.is_some_and(|at| asked_ms > at) {
             let what = format!("a token of grant {grant} is called good, and the grant is over");
             inner.violations.push(what);
@@ -336,6 +338,10 @@ impl Oracle {
     pub fn look_around(&self, well_since: &dyn Fn(&str) -> Option<(u64, bool)>) {
         self.refresh();
         let now = self.sched.now_ms();
+        let bound_ms = match self.ground {
+            Ground::Disk(..) => BOUND_MS,
+            Ground::Database(_) => BOUND_MS + NODES_MS,
+        };
         let inner = &mut *self.inner.lock();
         let mut late = Vec::new();
         for object in inner.objects.values().filter(|o| o.alive) {
@@ -344,9 +350,9 @@ impl Oracle {
             let over = inner.over_since(&lease.grant, now);
             let Some(since) = [over, lease.doomed_ms].into_iter().flatten().min() else { continue };
             let Some((well, was_down)) = well_since(object.target) else { continue };
-            let waited = now.saturating_sub(well.max(since));
+            let waited = now.saturating_sub(well.max(since).max(object.late_ms.unwrap_or(0)));
             // Due and recorded so before the target came back.
-            let bound = if was_down && since < well && lease.is_live { BACK_MS } else { BOUND_MS };
+            let bound = if was_down && since < well && lease.is_live { BACK_MS } else { bound_ms + inner.apart_ms() };
             if since < now && waited > bound {
                 late.push(format!(
                     "{} at {} is still alive {waited} ms after it could have been ended",
@@ -374,15 +380,29 @@ impl Oracle {
 }
 
 impl Inner {
+    /// How far the clocks of two nodes are apart, at most.
+    fn apart_ms(&self) -> u64 {
+        u64::try_from(self.clocks_ms.1 - self.clocks_ms.0).unwrap_or(0)
+    }
+
+    /// How much later than it should a grant may be over.
+    fn allowance(&self) -> u64 {
+        self.allowance_ms + self.apart_ms()
+    }
+
     /// Since when a grant is over, through its own end or that of one above it.
     fn over_since(&self, grant: &str, now: u64) -> Option<u64> {
         let g = self.grants.get(grant)?;
-        let expired = g.deadline_ms.map(|at| at + self.allowance_ms).filter(|at| *at < now);
+        let expired = g.deadline_ms.map(|at| at + self.allowance()).filter(|at| *at < now);
         let above = g.parent.as_deref().and_then(|parent| self.over_since(parent, now));
         [g.over_ms, expired, above].into_iter().flatten().min()
     }
 
-    fn take(&mut self, seq: u64, payload: &[u8], now: u64) {
+    fn take(&mut self, durable: &Durable, now: u64) {
+        let (seq, payload) = (durable.seq, &durable.payload[..]);
+        if durable.is_stale {
+            self.violations.push(format!("record {seq} is of run {}, which was over by then", durable.run));
+        }
         if seq != self.records.len() as u64 + 1 {
             return self.violations.push(format!("record {seq} comes after {}", self.records.len()));
         }
@@ -393,7 +413,9 @@ impl Inner {
         };
         let event = &record["event"];
         match event["of"].as_str() {
-            Some("grant") => self.take_grant(&text(&event["id"]), event["version"].as_u64(), &event["what"], now),
+            Some("grant") => {
+                self.take_grant(&text(&event["id"]), event["version"].as_u64(), &event["what"], (durable.run, now));
+            }
             Some("frozen") => _ = self.frozen.insert(event["id"].as_u64().unwrap_or_default()),
             Some("unfrozen") => _ = self.frozen.remove(&event["id"].as_u64().unwrap_or_default()),
             Some("broker") if event["what"]["event"] == "orphan_gone" => self.counts.orphans += 1,
@@ -404,7 +426,7 @@ impl Inner {
         }
     }
 
-    fn take_grant(&mut self, id: &str, version: Option<u64>, what: &Value, now: u64) {
+    fn take_grant(&mut self, id: &str, version: Option<u64>, what: &Value, (run, now): (i64, u64)) {
         let event = what["event"].as_str().unwrap_or_default();
         let g = self.grants.entry(id.to_owned()).or_default();
         if version != Some(g.version + 1) {
@@ -465,11 +487,11 @@ impl Inner {
                 g.over_ms.get_or_insert(now);
                 g.terminal = Some(event.to_owned());
             }
-            _ => self.take_lease(id, event, what, now),
+            _ => self.take_lease(id, event, what, (run, now)),
         }
     }
 
-    fn take_lease(&mut self, grant: &str, event: &str, what: &Value, now: u64) {
+    fn take_lease(&mut self, grant: &str, event: &str, what: &Value, (run, now): (i64, u64)) {
         if event == "lease_intended" {
             let intent = &what["intent"];
             let (lease, name) = (text(&intent["lease"]), text(&intent["name"]));
@@ -484,7 +506,7 @@ impl Inner {
                 self.violations.push(format!("the name {name} is used twice"));
             }
             let permission = intent["permission"].clone();
-            let facts = LeaseFacts { grant: grant.to_owned(), name, permission, ..LeaseFacts::default() };
+            let facts = LeaseFacts { grant: grant.to_owned(), name, permission, run, ..LeaseFacts::default() };
             self.leases.insert(lease, facts);
             return;
         }

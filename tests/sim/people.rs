@@ -42,7 +42,7 @@ impl World {
         self.sched.now_ms() < self.day_ends_ms
     }
 
-    /// One call over the network, to the run that is there. `told` is what happens where the answer leaves the broker:
+    /// One call over the network, to a run that is there. `told` is what happens where the answer leaves the broker:
     /// from there on, somebody may know. `None`: lost on the way there or back, or nobody is there.
     async fn call<T: Send + 'static>(
         self: &Arc<Self>,
@@ -52,7 +52,7 @@ impl World {
     ) -> Answer<T> {
         self.sleep(choices.between(0, 20)).await;
         let process = {
-            let process = self.process.lock();
+            let process = self.any_node(choices).process.lock();
             let open = process.as_ref().filter(|p| p.is_open.load(SeqCst));
             open.map(|p| (Arc::clone(&p.broker), Arc::clone(&p.runtime)))
         };
@@ -68,7 +68,11 @@ impl World {
         let patience = choices.chance(self.loses).then(|| Duration::from_millis(choices.between(0, 60)));
         let (world, of) = (Arc::clone(self), Arc::clone(&runtime));
         runtime.spawn(Box::pin(async move {
-            let work = ask(broker);
+            // As the server does: what any node has acknowledged is known here, or else it goes on with what is.
+            let work = async {
+                let _ = broker.store.refresh().await;
+                ask(broker).await
+            };
             let done = match patience {
                 Some(patience) => within(of.as_ref(), patience, work).await,
                 None => Some(work.await),
@@ -154,7 +158,7 @@ async fn a_grant(
     }
     if let Some(parent) = parent {
         // As the parent has it, so that it is no wider.
-        let broker = world.process.lock().as_ref().map(|p| Arc::clone(&p.store))?;
+        let broker = world.any_node(c).process.lock().as_ref().map(|p| Arc::clone(&p.store))?;
         let above = broker.grant(parent).await.ok()??;
         let p = above.request.permissions.first()?;
         details = vec![json!({"type": "token", "identifier": p.resource, "actions": p.actions})];

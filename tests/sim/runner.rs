@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{Outcome, run};
+use super::{Outcome, run_of};
 
 /// What runs so far add up to.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -91,9 +91,10 @@ impl Sum {
     }
 }
 
-/// Runs `count` seeds from `first` on, as many at once as there are cores, until all are through, the time is up, or,
+/// Runs `count` seeds of schedules with so many nodes (0: one process on its disk) from `first` on, as many at once as there are cores, until all are through, the time is up, or,
 /// with `stops`, the first violation. Each result is told as it comes.
 pub fn many(
+    nodes: usize,
     first: u64,
     count: u64,
     budget: Duration,
@@ -111,7 +112,7 @@ pub fn many(
                     if n >= count {
                         return;
                     }
-                    let outcome = run(first.wrapping_add(n), false);
+                    let outcome = run_of(nodes, first.wrapping_add(n), false);
                     found.fetch_or(outcome.violation.is_some(), SeqCst);
                     let mut sum = sum.lock();
                     sum.add(&outcome);

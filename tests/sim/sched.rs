@@ -22,7 +22,7 @@ pub type Owner = u32;
 pub const WORLD: Owner = 0;
 
 /// The true time at which every simulation begins, in milliseconds since 1970.
-const EPOCH_MS: u64 = 1_790_000_000_000;
+pub const EPOCH_MS: u64 = 1_790_000_000_000;
 
 struct Task {
     owner: Owner,
@@ -96,13 +96,13 @@ impl Sched {
         self.ready.lock().insert(id);
     }
 
-    /// Polls one task that is ready, chosen by `choices`; those of `paused` stand still. False: none is ready.
-    pub fn step(&self, choices: &mut Choices, paused: Option<Owner>) -> bool {
+    /// Polls one task that is ready, chosen by `choices`; those of the owners in `paused` stand still. False: none is ready.
+    pub fn step(&self, choices: &mut Choices, paused: &[Owner]) -> bool {
         let (id, mut future, wake) = loop {
             let id = {
                 let mut ready = self.ready.lock();
                 let state = self.state.lock();
-                let may = |id: &u64| state.tasks.get(id).is_none_or(|t| Some(t.owner) != paused);
+                let may = |id: &u64| state.tasks.get(id).is_none_or(|t| !paused.contains(&t.owner));
                 let able: Vec<u64> = ready.iter().copied().filter(may).collect();
                 if able.is_empty() {
                     return false;
@@ -225,6 +225,12 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// One of several: no two have a boot in common.
+    pub fn numbered(n: u64, wall_off_ms: i64) -> Self {
+        let (wall_off, boot) = (AtomicI64::new(wall_off_ms), AtomicU64::new(n * 1_000_000));
+        Self { wall_off, boot, booted_at: AtomicU64::new(0) }
+    }
+
     pub fn reboot(&self, now_ms: u64) {
         self.boot.fetch_add(1, SeqCst);
         self.booted_at.store(now_ms, SeqCst);

@@ -259,7 +259,7 @@ impl Connector for SimConnector {
                 return false;
             }
             if !target.oracle.is_alive(&id) {
-                let object = Object { target: target.name, name, permission, alive: true };
+                let object = Object { target: target.name, name, permission, alive: true, late_ms: None };
                 target.oracle.born(&id, object, needs_handle);
             }
             true
