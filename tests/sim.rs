@@ -32,7 +32,7 @@ fn a_seed_is_one_schedule() {
 }
 
 /// Of three nodes on one database.
-const CORPUS_OF_NODES: [u64; 3] = [4, 89, 1_011];
+const CORPUS_OF_NODES: [u64; 5] = [4, 89, 204, 412, 1_011];
 
 #[test]
 fn seeds_of_several_nodes_that_once_failed_are_well() {
@@ -53,12 +53,22 @@ fn a_seed_of_several_nodes_is_one_schedule() {
 
 #[test]
 fn new_seeds_are_well_and_something_happens_in_them() {
+    new_seeds(0, 40);
+}
+
+#[test]
+fn new_seeds_of_several_nodes_are_well_and_something_happens_in_them() {
+    new_seeds(3, 10);
+}
+
+fn new_seeds(nodes: usize, count: u64) {
     sim::notice_panics();
     let first = SystemClock.wall().0 << 20;
     let sum = Mutex::new(Sum::default());
-    many(0, first, 40, Duration::from_secs(120), false, &sum, &|_, _| {});
+    many(nodes, first, count, Duration::from_secs(120), false, &sum, &|_, _| {});
     let sum = sum.into_inner();
-    let again = sum.violations.first().map(|(seed, _)| format!("cargo run --release --example sim -- --seed {seed}"));
+    let again = |seed: &u64| format!("cargo run --release --example sim -- --nodes {nodes} --seed {seed}");
+    let again = sum.violations.first().map(|(seed, _)| again(seed));
     assert!(sum.violations.is_empty(), "{again:?}: {:#?}", sum.violations);
     assert!(sum.minted > sum.seeds && sum.handed_over > sum.seeds && sum.votes > sum.seeds, "{sum:#?}");
 }

@@ -30,6 +30,7 @@ mod turns;
 pub mod vote;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -48,6 +49,8 @@ pub use run_clock::RunClock;
 
 /// How often a decision is made anew when somebody else was first.
 const CONFLICT_TRIES_MAX: usize = 16;
+/// So long an answer waits for what it rests on, in milliseconds.
+const DURABLE_WAIT_MS: u64 = 5_000;
 
 /// Where the broker stands: `Dev` for `dev` and `tour`, which listen on loopback only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +148,7 @@ impl Broker {
             let overdue = crate::core::decide::is_overdue(&grant, now);
             let events = decide(&grant, command, now)?;
             if events.is_empty() {
-                return Ok(grant);
+                return self.once_durable(&grant).await;
             }
             match self.append(&grant, events, Vec::new(), now, urgent || overdue).await {
                 Ok(_) if overdue => {}
@@ -155,6 +158,24 @@ impl Broker {
             }
         }
         Err(BrokerError::Unavailable("too much happened at once; try again".to_owned()))
+    }
+
+    /// What is decided on may be ahead of what is durable, and nobody is told of it before it is (guarantee 8).
+    async fn once_durable(&self, seen: &Grant) -> Result<Arc<Grant>, BrokerError> {
+        let until = self.now().plus_ms(DURABLE_WAIT_MS);
+        let mut grant = self.store.grant(seen.id).await?;
+        loop {
+            let version = grant.as_ref().map_or(0, |g| g.version);
+            match grant {
+                Some(grant) if version >= seen.version => return Ok(grant),
+                _ => {}
+            }
+            let left = Duration::from_millis(until.ms_since(self.now()));
+            if left.is_zero() {
+                return Err(BrokerError::Unavailable("what this rests on is not recorded yet; try again".to_owned()));
+            }
+            grant = self.store.changed(seen.id, version, left).await?;
+        }
     }
 
     /// Appends events of one grant.
