@@ -17,9 +17,8 @@ use crate::core::lease::{Lease, LeaseState};
 
 use super::turns::Work;
 
-/// A group that is tried for the first time keeps its turn no longer than this: access is cut first, and what comes after
-/// that, or hangs, must not keep the next one waiting. What expires in one second comes in small groups.
-const TURN: Duration = Duration::from_millis(250);
+/// A group that is tried for the first time keeps its turn no longer than this: if it hangs, the next one comes.
+const TURN: Duration = Duration::from_secs(2);
 /// Turns at one target, of all its resources, of what gives its turn back after [`TURN`].
 const FRESH_TURNS_MAX: usize = 16;
 /// The same, of what resisted before.

@@ -146,10 +146,11 @@ impl Broker {
             let grant = self.store.head(id).await?.ok_or(BrokerError::NotFound)?;
             let now = self.now();
             let overdue = crate::core::decide::is_overdue(&grant, now);
-            let events = decide(&grant, command, now)?;
-            if events.is_empty() {
-                return self.once_durable(&grant).await;
-            }
+            let events = match decide(&grant, command, now) {
+                Ok(events) if events.is_empty() => return self.once_durable(&grant).await,
+                Ok(events) => events,
+                Err(refusal) => return Err(self.once_durable(&grant).await.err().unwrap_or(refusal.into())),
+            };
             match self.append(&grant, events, Vec::new(), now, urgent || overdue).await {
                 Ok(_) if overdue => {}
                 Ok(_) => return self.store.grant(id).await?.ok_or(BrokerError::NotFound),
@@ -160,7 +161,8 @@ impl Broker {
         Err(BrokerError::Unavailable("too much happened at once; try again".to_owned()))
     }
 
-    /// What is decided on may be ahead of what is durable, and nobody is told of it before it is (guarantee 8).
+    /// What is decided on may be ahead of what is durable, and may come to nothing: before it is there, nobody is told of it
+    /// (guarantee 8), and no "no" and no "done already" rests on it.
     async fn once_durable(&self, seen: &Grant) -> Result<Arc<Grant>, BrokerError> {
         let until = self.now().plus_ms(DURABLE_WAIT_MS);
         let mut grant = self.store.grant(seen.id).await?;

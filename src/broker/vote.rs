@@ -135,7 +135,11 @@ impl Broker {
             } else {
                 (Arc::clone(&grant), vote, excluded)
             };
-            let events = crate::core::decide::decide(&judged, &Command::Vote { vote, excluded, parent_ends_at }, now)?;
+            let command = Command::Vote { vote, excluded, parent_ends_at };
+            let events = match crate::core::decide::decide(&judged, &command, now) {
+                Ok(events) => events,
+                Err(refusal) => return Err(self.once_durable(&grant).await.err().unwrap_or(refusal.into())),
+            };
             let mut expect: Vec<Expect> = parent.iter().map(|p| Expect::Version(p.id, p.version)).collect();
             expect.push(Expect::FreezeEpoch(freezes.epoch));
             match self.append(&grant, events, expect, now, false).await {
