@@ -11,8 +11,25 @@ use parking_lot::Mutex;
 use sim::runner::{Sum, many};
 
 /// Seeds that failed once, for ever. They are told apart from the code by what they found, see `docs/simulation.md`.
-const CORPUS: [u64; 16] =
-    [44, 45, 112, 141, 187, 241, 261, 855, 1_185, 1_623, 1_758, 2_709, 4_307, 4_630, 5_651, 8_000_462];
+const CORPUS: [u64; 17] = [
+    44,
+    45,
+    112,
+    141,
+    187,
+    241,
+    261,
+    855,
+    1_185,
+    1_623,
+    1_758,
+    2_709,
+    4_307,
+    4_630,
+    5_651,
+    8_000_462,
+    1_796_036_922_001_949,
+];
 
 #[test]
 fn seeds_that_once_failed_are_well() {

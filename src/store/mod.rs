@@ -219,7 +219,7 @@ pub trait Store: Send + Sync + 'static {
     async fn lease_named(&self, name: &str) -> Result<Option<(GrantId, LeaseId)>, StoreError>;
     /// Everything that happened to a grant, oldest first.
     async fn events(&self, id: GrantId) -> Result<Vec<Recorded>, StoreError>;
-    /// The latest `RunStarted`, and the moment of the latest event, of the journal as it was opened.
+    /// The latest `RunStarted`, and the latest moment since then ([`view::last_at`]), of the journal as it was opened.
     async fn last_run(&self) -> Result<(Option<BrokerEvent>, Timestamp), StoreError>;
 
     /// Hands out work that is due at `now`, at most `limit`: leases that a freeze ends first; then deadlines, and leases

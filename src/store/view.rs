@@ -93,6 +93,7 @@ impl View {
         changed: &mut Changed,
     ) {
         for (event, seq) in events.iter().zip(first_seq..) {
+            self.last_at = last_at(self.last_at, at, event);
             let Event::Grant { id, what, .. } = event else {
                 self.publish_other(seq, at, event, changed);
                 continue;
@@ -104,12 +105,11 @@ impl View {
             }
             self.note(seq, *id, what, changed);
         }
-        self.last_at = at;
     }
 
     /// Takes in one record that is read back from the journal. What is contained already changes nothing.
     pub fn replay(&mut self, seq: u64, at: Timestamp, event: &Event, changed: &mut Changed) -> Result<(), StoreError> {
-        self.last_at = at;
+        self.last_at = last_at(self.last_at, at, event);
         let Event::Grant { id, version, what } = event else {
             self.publish_other(seq, at, event, changed);
             return Ok(());
@@ -400,9 +400,13 @@ impl View {
     pub fn freeze_epoch(&self) -> u64 {
         self.freeze_epoch
     }
-    /// The latest run and the moment of the latest event.
+    /// The latest run and the latest moment since it started.
     pub fn last_run(&self) -> (Option<BrokerEvent>, Timestamp) {
         (self.last_run.clone(), self.last_at)
+    }
+    /// The latest moment since the latest run started.
+    pub fn last_at(&self) -> Timestamp {
+        self.last_at
     }
 
     /// Takes back what was kept: a grant.
@@ -444,7 +448,7 @@ pub struct Rest {
     pub freeze_epoch: u64,
     /// The latest run.
     pub last_run: Option<BrokerEvent>,
-    /// The moment of the latest event.
+    /// The latest moment since it started.
     pub last_at: Timestamp,
 }
 
@@ -461,6 +465,15 @@ pub fn requested(event: &Event) -> Option<(GrantId, &crate::core::request::Reque
             _ => None,
         },
         _ => None,
+    }
+}
+
+/// The moment that the next start compares its clock with, after an event. It goes back with a start that is on record, and
+/// with nothing else: what a run writes whose own start couldn't be recorded says nothing about the time (guarantee 10).
+pub fn last_at(before: Timestamp, at: Timestamp, event: &Event) -> Timestamp {
+    match event {
+        Event::Broker { what: BrokerEvent::RunStarted { .. } } => at,
+        _ => before.max(at),
     }
 }
 

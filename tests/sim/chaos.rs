@@ -34,6 +34,16 @@ impl Weather {
     }
 }
 
+/// One of them, as often as its weight says; none with a weight of one.
+pub fn weighted(weights: &[u64], c: &mut Choices) -> Option<usize> {
+    let mut pick = c.below(weights.iter().sum::<u64>() + 1);
+    weights.iter().position(|weight| {
+        let here = pick < *weight;
+        pick = pick.saturating_sub(*weight);
+        here
+    })
+}
+
 pub async fn weather(world: Arc<World>, weather: Weather) {
     let mut c = world.choices();
     while world.is_day() {
@@ -43,13 +53,7 @@ pub async fn weather(world: Arc<World>, weather: Weather) {
         }
         let w = weather;
         let all = [w.kills, w.targets, w.clocks, w.pauses, w.disk, w.stops];
-        let mut pick = c.below(all.iter().sum::<u64>() + 1);
-        let kind = all.iter().position(|weight| {
-            let here = pick < *weight;
-            pick = pick.saturating_sub(*weight);
-            here
-        });
-        match kind {
+        match weighted(&all, &mut c) {
             Some(0) => kill(&world, &mut c),
             Some(1) => ill(&world, &mut c),
             Some(2) => set_clock(&world, &world.nodes[0], &mut c),

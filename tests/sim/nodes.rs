@@ -8,7 +8,7 @@ use countersign::runtime::Runtime as _;
 use countersign::store::postgres::OpenError;
 
 use super::broker::{assemble, open};
-use super::chaos::{ill, set_clock};
+use super::chaos::{ill, set_clock, weighted};
 use super::link::{Database, Link, Roughness};
 use super::sched::{EPOCH_MS, Machine, Sched, SimRuntime};
 use super::{Choices, Death, Node, World};
@@ -116,12 +116,7 @@ pub async fn weather(world: Arc<World>, weather: Weather) {
         }
         let w = weather;
         let all = [w.kills, w.targets, w.clocks, w.pauses, w.cuts, w.outages, w.stops];
-        let mut pick = c.below(all.iter().sum::<u64>() + 1);
-        let kind = all.iter().position(|weight| {
-            let here = pick < *weight;
-            pick = pick.saturating_sub(*weight);
-            here
-        });
+        let kind = weighted(&all, &mut c);
         let (n, now) = (c.below(world.nodes.len() as u64) as usize, world.sched.now_ms());
         let node = &world.nodes[n];
         match kind {

@@ -305,14 +305,16 @@ impl Oracle {
         out
     }
 
-    /// The latest run, and the moment of the latest record.
+    /// The latest run, and the latest moment since it started.
     pub fn last_run(&self) -> (Option<BrokerEvent>, Timestamp) {
-        let runs = self.0.iter().rev().filter_map(|r| match &r.event {
-            Event::Broker { what: what @ BrokerEvent::RunStarted { .. } } => Some(what.clone()),
+        let is_start = |r: &Recorded| matches!(&r.event, Event::Broker { what: BrokerEvent::RunStarted { .. } });
+        let start = self.0.iter().rposition(is_start);
+        let since = self.0[start.unwrap_or(0)..].iter().map(|r| r.at).max();
+        let run = start.and_then(|i| match &self.0[i].event {
+            Event::Broker { what } => Some(what.clone()),
             _ => None,
         });
-        let last_at = self.0.last().map_or(Timestamp(0), |r| r.at);
-        (runs.into_iter().next(), last_at)
+        (run, since.unwrap_or(Timestamp(0)))
     }
 }
 

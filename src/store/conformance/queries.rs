@@ -439,11 +439,21 @@ pub async fn figures_and_the_last_run(house: &dyn House) {
     assert_eq!(store.last_run().await.unwrap(), (None, Timestamp(0)), "as it was opened");
     assert_eq!((figure(&*store, "grants_open"), figure(&*store, "holdings")), (1, 1));
     assert_eq!(figure(&*store, "journal_records"), 9);
-    append(&*store, vec![Event::Broker { what: BrokerEvent::RunEnded }], at(8)).await.unwrap();
+    let ended = Event::Broker { what: BrokerEvent::RunEnded };
+    append(&*store, vec![ended.clone()], at(8)).await.unwrap();
+    // Of a run whose clock was set back and whose start couldn't be recorded: that it was is seen by the next one.
+    append(&*store, vec![ended.clone()], at(3)).await.unwrap();
     store.close().await.unwrap();
     drop(store);
     let store = house.open().await;
-    assert_eq!(store.last_run().await.unwrap(), (Some(run), at(8)));
+    assert_eq!(store.last_run().await.unwrap(), (Some(run.clone()), at(8)));
+    // And of one whose start is on record.
+    append(&*store, vec![Event::Broker { what: run.clone() }], at(4)).await.unwrap();
+    append(&*store, vec![ended], at(2)).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let store = house.open().await;
+    assert_eq!(store.last_run().await.unwrap(), (Some(run), at(4)));
     assert_eq!(figure(&*store, "grants_open"), 1);
     let _ = command(&*store, grant_id(2), &Command::Finish { cause: EndCause::AgentLost }, at(9)).await;
 }

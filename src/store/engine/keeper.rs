@@ -65,7 +65,7 @@ impl Keeper {
     }
 
     fn prune(&mut self, view: &mut View) {
-        let (_, now) = view.last_run();
+        let now = view.last_at();
         if now >= self.pruned_at.plus_ms(PRUNE_EVERY_MS) || now < self.pruned_at {
             self.pruned_at = now;
             self.changed.holdings.extend(view.prune_holdings());

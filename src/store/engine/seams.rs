@@ -121,7 +121,7 @@ pub struct Snapshot {
     pub freezes: Freezes,
     /// The latest run.
     pub run: Option<BrokerEvent>,
-    /// The moment of the latest event.
+    /// The latest moment since it started.
     pub last_at: Timestamp,
 }
 

@@ -79,8 +79,6 @@ pub(super) struct State {
     pub(super) inner: Inner,
     pub(super) queue: VecDeque<Queued>,
     pub(super) tail: Tail,
-    /// The moment of the last record.
-    pub(super) last_at: Timestamp,
     /// Why nothing can be written now.
     pub(super) down: Option<String>,
     /// Why nothing can be written by this process any more.
@@ -101,12 +99,11 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(view: View, tail: Tail) -> Self {
-        let (_, last_at) = view.last_run();
+        let last_at = view.last_at();
         Self {
             inner: Inner::on(view),
             queue: VecDeque::new(),
             tail,
-            last_at,
             down: None,
             broken: None,
             claims: HashMap::new(),
@@ -182,7 +179,6 @@ impl State {
             for (at, payload) in &payloads {
                 self.tail.push(*at, payload);
             }
-            self.last_at = batch.at;
             self.inner.head.pop(&batch.events, &after, true);
             self.inner.view.publish(first_seq, batch.at, &batch.events, &after, changed);
             self.answered += 1;
@@ -223,7 +219,6 @@ impl State {
             }
             let record = read_record(row.seq, &row.payload)?;
             self.inner.view.replay(row.seq, record.at, &record.event, changed)?;
-            self.last_at = record.at;
             others = true;
         }
         if others {
@@ -321,8 +316,9 @@ impl State {
                 self.inner.view.evict(id);
             }
         }
-        if self.last_at >= self.pruned_at.plus_ms(PRUNE_EVERY_MS) {
-            self.pruned_at = self.last_at;
+        let last_at = self.inner.view.last_at();
+        if last_at >= self.pruned_at.plus_ms(PRUNE_EVERY_MS) {
+            self.pruned_at = last_at;
             self.inner.view.prune_holdings();
         }
     }

@@ -146,7 +146,7 @@ pub struct NewTail {
     pub leaf: Hash,
     /// The tree's frontier.
     pub tree: Vec<u8>,
-    /// The moment of the last record.
+    /// The latest moment since the latest run started.
     pub at: Timestamp,
 }
 

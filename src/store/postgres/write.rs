@@ -12,7 +12,7 @@ use crate::core::grant::Grant;
 use crate::core::id::{GrantId, Timestamp};
 use crate::core::lease::LeaseState;
 use crate::store::engine::over_at;
-use crate::store::view::Stored;
+use crate::store::view::{Stored, last_at};
 use crate::store::{Job, StoreError, due};
 
 /// What is due of a grant, by row: when, which attempt, whether it is a mint under way, and its rank.
@@ -41,12 +41,12 @@ impl Write {
         let mut active: BTreeMap<GrantId, u64> = BTreeMap::new();
         let mut after: BTreeMap<GrantId, Arc<Grant>> = BTreeMap::new();
         let mut steps: Vec<(Option<Arc<Grant>>, Arc<Grant>)> = Vec::new();
-        let mut at = Timestamp(0);
+        let mut at = state.inner.view.last_at();
         for queued in state.queue.iter().take(count) {
-            at = queued.batch.at;
             let many = queued.batch.events.len();
             for (n, (event, (stamp, payload))) in queued.batch.events.iter().zip(&queued.payloads).enumerate() {
                 let leaf = tail.push(*stamp, payload);
+                at = last_at(at, queued.batch.at, event);
                 let mut grant = None;
                 let mut kind = Kind::Other;
                 match event {
