@@ -4,7 +4,6 @@
 
 mod slot;
 
-use std::num::NonZero;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,7 +23,7 @@ use crate::store::{Freeze, StoreError};
 use slot::{Slot, Trouble, mark_of, open_db};
 
 /// The form of what is kept. Older forms are rebuilt; newer ones are refused.
-const FORM: u64 = 4;
+const FORM: u64 = 3;
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 24 << 20;
 /// sled flushes and tidies up by itself this often. Each snapshot is flushed when it is kept, so this is for the rest.
@@ -37,11 +36,7 @@ const VIEW: &str = "the view";
 /// Keys begin with one of these.
 mod prefix {
     pub const META: u8 = b'm';
-    /// A grant by the place of its first event in the journal: what is new comes at the end, and nothing that is there has
-    /// to be read and moved for it.
     pub const GRANT: u8 = b'g';
-    /// That place, by the grant's name, which is by chance.
-    pub const PLACE: u8 = b'p';
     pub const OPEN: u8 = b'o';
     pub const IDEMPOTENCY: u8 = b'i';
     pub const DECIDED: u8 = b'd';
@@ -128,13 +123,8 @@ const HELD_MAX: Duration = Duration::from_secs(5);
 /// And looks again after this.
 const HELD_PAUSE: Duration = Duration::from_millis(20);
 
-fn place_key(id: GrantId) -> Vec<u8> {
-    key(prefix::PLACE, id.as_bytes())
-}
-
-/// Where a grant is kept.
-fn place_of(stored: &Stored) -> [u8; 8] {
-    stored.seqs.first().copied().unwrap_or_default().to_be_bytes()
+fn grant_key(id: GrantId) -> Vec<u8> {
+    key(prefix::GRANT, id.as_bytes())
 }
 
 /// Latest first: the complement of the moment, then the grant.
@@ -242,7 +232,8 @@ impl SledArchive {
             last_run: meta.run,
             last_at: meta.last_at,
         });
-        for stored in self.open_grants()? {
+        for id in self.all(prefix::OPEN, |k, _| grant_id(k))? {
+            let stored = self.grant(id)?.ok_or_else(|| unreadable(format!("the open grant {id} is missing")))?;
             let agent = stored.grant.request.agent.id.clone();
             if view.agent(&agent).is_none() {
                 let known = self.agent(&agent)?.ok_or_else(|| unreadable("the agent of an open grant is missing"))?;
@@ -251,24 +242,6 @@ impl SledArchive {
             view.restore_grant(stored);
         }
         Ok(view)
-    }
-
-    /// What is open, read by as many threads as there are processors: a start waits for it.
-    fn open_grants(&self) -> Result<Vec<Stored>, StoreError> {
-        let ids = self.all(prefix::OPEN, |k, _| grant_id(k))?;
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let read = |id: &GrantId| self.grant(*id)?.ok_or_else(|| unreadable(format!("the open grant {id} is missing")));
-        let read_some = |ids: &[GrantId]| ids.iter().map(read).collect::<Result<Vec<_>, _>>();
-        let some = ids.chunks(ids.len().div_ceil(threads).max(1));
-        std::thread::scope(|scope| {
-            let readers: Vec<_> = some.map(|ids| scope.spawn(move || read_some(ids))).collect();
-            let mut all = Vec::with_capacity(ids.len());
-            for reader in readers {
-                // One that panics met what sled can't make sense of: whoever opens the view knows what to do then.
-                all.extend(reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-            }
-            Ok(all)
-        })
     }
 
     fn all<T>(&self, prefix: u8, read: impl Fn(&[u8], &[u8]) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
@@ -332,10 +305,7 @@ fn write(db: &Db, snapshot: &Snapshot) -> Result<(), Trouble> {
     for (agent, known) in &snapshot.agents {
         to.put(agent_key(agent), Some(to_bytes(known)?))?;
     }
-    // In the order of their places: what lies together is written together.
-    let mut grants: Vec<&Stored> = snapshot.grants.iter().collect();
-    grants.sort_unstable_by_key(|stored| place_of(stored));
-    for stored in grants {
+    for stored in &snapshot.grants {
         let grant = &stored.grant;
         if let Some(digest) = grant.request.idempotency {
             to.put(key(prefix::IDEMPOTENCY, digest.as_bytes()), Some(grant.id.as_bytes().to_vec()))?;
@@ -344,9 +314,7 @@ fn write(db: &Db, snapshot: &Snapshot) -> Result<(), Trouble> {
         if is_final {
             to.put(decided_key(over_at(grant), grant.id), Some(Vec::new()))?;
         }
-        let place = place_of(stored);
-        to.put(key(prefix::GRANT, &place), Some(to_bytes(stored)?))?;
-        to.put(place_key(grant.id), Some(place.to_vec()))?;
+        to.put(grant_key(grant.id), Some(to_bytes(stored)?))?;
         to.put(key(prefix::OPEN, grant.id.as_bytes()), (!is_final).then(Vec::new))?;
     }
     to.apply()?;
@@ -375,12 +343,7 @@ impl Archive for SledArchive {
     }
 
     fn grant(&self, id: GrantId) -> Result<Option<Stored>, StoreError> {
-        let Some(place) = self.get(place_key(id), |place| Ok(place.to_vec()))? else { return Ok(None) };
-        let stored: Option<Stored> = self.get(key(prefix::GRANT, &place), from_bytes)?;
-        if stored.as_ref().is_none_or(|s| s.grant.id != id) {
-            return Err(unreadable(format!("the grant {id} is not where it is said to be")));
-        }
-        Ok(stored)
+        self.get(grant_key(id), from_bytes)
     }
 
     fn by_idempotency(&self, digest: &Digest) -> Result<Option<GrantId>, StoreError> {
