@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use countersign::audit::checkpoint::{self, Checkpoint};
-use countersign::audit::disk::RealDisk;
+use countersign::audit::disk::{Access, Disk as _, RealDisk};
 use countersign::audit::error::Break;
 use countersign::audit::frame::{self, Meta};
 use countersign::audit::head::{self, Head};
@@ -18,6 +18,7 @@ use countersign::audit::reader::read_from;
 use countersign::audit::segment::{self, Header};
 use countersign::audit::verify::{self, Options, Report, remake_head};
 use countersign::store::embedded::journal::{Acknowledged, Error, Journal};
+use journal_support::mem_disk::MemDisk;
 use journal_support::{EVENTS, batch, clock, closed, key, open, options, segments, small, verified, write};
 
 /// The same, of a broker that was killed: not closed, with a checkpoint in the middle.
@@ -47,6 +48,11 @@ fn broken(dir: &Path, options: &Options, what: &str) -> Break {
 fn found(dir: &Path, what: &str) -> Break {
     let before = contents(dir);
     let found = broken(dir, &options(), what);
+    // Several readers find what one finds.
+    match verify::verify_on(&one_reader(&before, dir), dir, &options()).unwrap() {
+        Report::Broken(by_one) => assert_eq!(by_one, found, "{what}"),
+        Report::Verified(v) => panic!("{what}: not found by one reader: {v}"),
+    }
     match open(dir, &Acknowledged::default()) {
         Err(Error::Audit(e)) => match &*e {
             countersign::audit::Error::Broken(b) => assert_eq!(**b, found, "{what}"),
@@ -71,6 +77,17 @@ fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
         .collect();
     out.sort();
     out
+}
+
+/// The same files on a disk that is read by one thread, front to back.
+fn one_reader(files: &[(String, Vec<u8>)], dir: &Path) -> MemDisk {
+    let disk = MemDisk::default();
+    assert_eq!(disk.readers(), 1);
+    disk.create_dir(dir).unwrap();
+    for (name, bytes) in files {
+        disk.open(&dir.join(name), Access::Create).unwrap().write_at(bytes, 0).unwrap();
+    }
+    disk
 }
 
 fn flip_every_byte(dir: &Path) -> usize {
@@ -101,6 +118,39 @@ fn every_byte_of_a_closed_journal_flipped_in_turn() {
     let flipped = flip_every_byte(dir.path());
     assert!(flipped > 1500, "segments with their zeros, head and checkpoint: {flipped}");
     assert_eq!(open(dir.path(), &Acknowledged::default()).unwrap().1.last_seq, 12);
+}
+
+/// Segments that are read ahead of the walk are judged as if they weren't.
+#[test]
+fn what_is_read_ahead_is_found_too() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        write(dir.path(), &EVENTS);
+    }
+    let all = segments(dir.path());
+    assert!(all.len() >= 5, "{all:?}");
+    for (n, path) in all[..all.len() - 1].iter().enumerate() {
+        let bytes = fs::read(path).unwrap();
+        for i in (n..bytes.len()).step_by(11) {
+            let mut changed = bytes.clone();
+            changed[i] ^= 1 << (i % 8);
+            fs::write(path, &changed).unwrap();
+            assert_eq!(dir.path().join(found(dir.path(), &format!("segment {n} byte {i}")).file), *path);
+        }
+        for (what, changed) in [
+            ("cut in half", &bytes[..bytes.len() / 2]),
+            ("without a record", &bytes[..segment::HEADER_BYTES]),
+            ("without a header", &bytes[..8]),
+            ("with the next one's content", &fs::read(&all[n + 1]).unwrap()[..]),
+        ] {
+            fs::write(path, changed).unwrap();
+            found(dir.path(), &format!("segment {n} {what}"));
+        }
+        fs::remove_file(path).unwrap();
+        found(dir.path(), &format!("segment {n} removed"));
+        fs::write(path, &bytes).unwrap();
+    }
+    assert_eq!(verified(dir.path(), &options()).segments, all.len());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -72,6 +73,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Takes the exclusive lock on a file, created if need be, until the value is dropped;
     /// `None` if another holder has it. The lock dies with the process.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>>;
+    /// How many threads may read at once to gain by it. One, where the order of operations must not be by chance.
+    fn readers(&self) -> usize {
+        1
+    }
 }
 
 /// The machine's own file systems.
@@ -162,6 +167,9 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(e),
         }
+    }
+    fn readers(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, NonZero::get)
     }
 }
 

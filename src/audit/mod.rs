@@ -1,6 +1,7 @@
 //! The record that anyone can check: Merkle tree, frame and segment formats, checkpoints, proofs, offline verification.
 //! Reads journals; the one that writes them is `store::embedded::journal`. Payloads are opaque bytes here.
 
+pub mod ahead;
 pub mod checkpoint;
 pub mod disk;
 pub mod error;

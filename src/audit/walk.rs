@@ -1,15 +1,17 @@
 //! The whole journal, segment by segment, against everything known of it: the one judge of what verifies, what is
-//! a torn tail and what is damage. `verify.rs` reports what it finds; the writer opens by it. Constant memory.
+//! a torn tail and what is damage. `verify.rs` reports what it finds; the writer opens by it. Constant memory: some segments
+//! are read ahead (`ahead.rs`), none is kept.
 
 use std::path::Path;
 
+use super::ahead::{Ahead, Entry, Sound};
 use super::disk::Disk;
 use super::error::{Break, Error, Mismatch, RESTORE};
 use super::head::Head;
 use super::merkle::{Frontier, Hash};
 use super::pick::{Index, Mark};
-use super::scan::{BadBatch, Record, Rest, SegmentScan, Step};
-use super::segment;
+use super::scan::{BadBatch, Rest, SegmentScan, Step};
+use super::segment::{self, Header};
 
 /// A tree that the journal must extend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,12 +107,16 @@ pub fn walk(disk: &dyn Disk, dir: &Path, known: &Known, from: Walked) -> Result<
     if let Some(gone) = walker.out.segments.iter().find(|s| !firsts.contains(&s.first_seq)) {
         return Err(not_there(gone.first_seq, "no such file".into(), "a segment is missing"));
     }
-    for (i, first) in firsts.iter().enumerate().skip(done) {
-        let is_last = i + 1 == firsts.len();
-        if is_last {
-            walker.out.before_last = Some(Box::new(walker.out.clone()));
-        }
-        walker.segment(disk, dir, *first, is_last)?;
+    if let Some((last, finished)) = firsts.get(done..).and_then(<[u64]>::split_last) {
+        std::thread::scope(|scope| {
+            let mut ahead = Ahead::start(scope, disk, dir, finished);
+            finished.iter().try_for_each(|first| match ahead.next() {
+                Some(sound) => walker.sound(*first, &sound),
+                None => walker.segment(disk, dir, *first, false),
+            })
+        })?;
+        walker.out.before_last = Some(Box::new(walker.out.clone()));
+        walker.segment(disk, dir, *last, true)?;
     }
     let last = walker.out.frontier.size();
     if let Some(why) = known.acknowledged(last + 1) {
@@ -144,47 +150,70 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    fn segment(&mut self, disk: &dyn Disk, dir: &Path, first: u64, is_last: bool) -> Result<(), Error> {
-        let name = segment::file_name(first);
-        let next = self.out.frontier.size() + 1;
-        if first != next {
-            let meaning =
-                if first > next { "a segment, or the end of the one before, is missing" } else { "segments overlap" };
-            return Err(not_there(next, format!("{name} next"), meaning));
-        }
-        let (mut scan, header) = match SegmentScan::open(disk, &dir.join(&name))? {
-            Ok(opened) => opened,
-            Err(Mismatch { expected, found }) => {
-                return Err(damage(name, 0, next, expected, found, "the header of this segment was damaged"));
-            }
-        };
+    /// Whether a segment follows what was walked so far.
+    fn follows(&self, name: &str, header: &Header) -> Result<(), Error> {
         let root = self.out.frontier.root();
         for (what, expected, found) in [
-            ("first record", first.to_string(), header.first_seq.to_string()),
+            ("first record", (self.out.frontier.size() + 1).to_string(), header.first_seq.to_string()),
             ("leaf before", self.out.leaf.to_string(), header.prev.to_string()),
             ("root before", root.to_string(), header.root.to_string()),
         ] {
             if expected != found {
                 return Err(damage(
-                    name,
+                    name.to_owned(),
                     0,
-                    next,
+                    self.out.frontier.size() + 1,
                     format!("a header with {what} {expected}"),
                     found,
                     "this segment doesn't follow the one before: one of them was swapped, changed or rewritten",
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// Whether it is the turn of the segment with this name.
+    fn is_next(&self, first: u64) -> Result<(), Error> {
+        let next = self.out.frontier.size() + 1;
+        if first == next {
+            return Ok(());
+        }
+        let meaning =
+            if first > next { "a segment, or the end of the one before, is missing" } else { "segments overlap" };
+        Err(not_there(next, format!("{} next", segment::file_name(first)), meaning))
+    }
+
+    /// Takes in a segment that was read ahead.
+    fn sound(&mut self, first: u64, segment: &Sound) -> Result<(), Error> {
+        let name = segment::file_name(first);
+        self.is_next(first)?;
+        self.follows(&name, &segment.header)?;
+        self.out.segments.push(SegmentEnd { first_seq: first, end: segment.end });
+        for entry in &segment.entries {
+            self.record(&name, first, entry)?;
+        }
+        self.out.unacknowledged_from = segment.end;
+        Ok(())
+    }
+
+    fn segment(&mut self, disk: &dyn Disk, dir: &Path, first: u64, is_last: bool) -> Result<(), Error> {
+        let name = segment::file_name(first);
+        self.is_next(first)?;
+        let (mut scan, header) = match SegmentScan::open(disk, &dir.join(&name))? {
+            Ok(opened) => opened,
+            Err(Mismatch { expected, found }) => {
+                return Err(damage(name, 0, first, expected, found, "the header of this segment was damaged"));
+            }
+        };
+        self.follows(&name, &header)?;
         self.out.segments.push(SegmentEnd { first_seq: first, end: scan.offset() });
         self.out.unacknowledged_from = scan.offset();
         let mut looked = None;
         loop {
             let bad = match scan.next_batch()? {
                 Step::Batch => {
-                    let offset = scan.records().next().map_or(0, |r| r.offset);
-                    self.out.index.note(Mark { seq: self.out.frontier.size() + 1, segment: first, offset });
-                    for record in scan.records() {
-                        self.record(&name, &record)?;
+                    for (i, record) in scan.records().enumerate() {
+                        self.record(&name, first, &Entry::of(&record, i == 0))?;
                     }
                     if let Some(segment) = self.out.segments.last_mut() {
                         segment.end = scan.offset();
@@ -215,11 +244,14 @@ impl Walker<'_> {
         }
     }
 
-    fn record(&mut self, name: &str, record: &Record<'_>) -> Result<(), Error> {
-        let seq = record.meta.seq;
+    fn record(&mut self, name: &str, segment: u64, record: &Entry) -> Result<(), Error> {
+        let seq = record.seq;
+        if record.is_first {
+            self.out.index.note(Mark { seq, segment, offset: record.offset });
+        }
         self.out.frontier.push(record.leaf);
         self.out.leaf = record.leaf;
-        self.out.last_at_ms = record.meta.at_ms;
+        self.out.last_at_ms = record.at_ms;
         let broke = |expected, found, meaning| Err(damage(name.into(), record.offset, seq, expected, found, meaning));
         if let Some(head) = self.known.head {
             if head.seq == seq && head.leaf != record.leaf {
