@@ -22,7 +22,9 @@ fn temporary() -> tempfile::TempDir {
 }
 
 fn start(tmp: &Path, args: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    // Whoever runs the tests with `nohup` would have it ignore SIGHUP, as it should.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=HUP").arg(env!("CARGO_BIN_EXE_countersign"));
     command.args(args).env("TMPDIR", tmp).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }

@@ -8,14 +8,17 @@ mod pg_lease;
 mod postgres;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use countersign::connector::Connector;
+use countersign::connector::{Connector, Gone, Listener, RevokeError};
 use countersign::core::id::Timestamp;
 use countersign::core::lease::Lease;
 use end_all::end_all;
 use futures::StreamExt;
-use pg_lease::{Bench, Mode, nothing_left};
+use parking_lot::Mutex;
+use pg_lease::{Bench, Minting, Mode, nothing_left};
 use postgres::{Cluster, THROW_AWAY, available, until};
+use rustix::process::{Pid, Signal, kill_process};
 
 const NOW: Timestamp = Timestamp(0);
 
@@ -70,6 +73,81 @@ async fn many_end_in_shared_statements() {
     }
 }
 
+/// In one statement while it goes, and one that resists holds up no other.
+#[tokio::test]
+async fn of_many_that_are_dropped_together_one_may_resist() {
+    if !available("of_many_that_are_dropped_together_one_may_resist") {
+        return;
+    }
+    let bench = Bench::new("resist").await;
+    let (mut admin, onlooker) = (bench.admin().await, bench.admin().await);
+    let names: Vec<String> = (0..60).map(|i| format!("r{i}")).collect();
+    let minted: Vec<_> =
+        futures::stream::iter(&names).map(|name| bench.mint(name, &["read"])).buffered(6).collect().await;
+    let leases: Vec<Lease> = minted.iter().map(|m| m.lease.clone()).collect();
+    // It is about to own something: that isn't there yet, and the role can't be dropped.
+    let resists = 37;
+    let holds = admin.transaction().await.unwrap();
+    let table = format!("CREATE TABLE held (); ALTER TABLE held OWNER TO {}", minted[resists].name());
+    holds.batch_execute(&table).await.unwrap();
+    let ended = end_all(&bench.connector, &leases, NOW).await;
+    for (i, (m, outcome)) in minted.iter().zip(&ended).enumerate() {
+        assert_eq!(outcome.is_ok(), i != resists, "{i}: {outcome:?}");
+        if i != resists {
+            nothing_left(&onlooker, m.oid, m.name()).await;
+        }
+    }
+    holds.rollback().await.unwrap();
+    bench.connector.revoke(&leases[resists], NOW).await.unwrap();
+    nothing_left(&onlooker, minted[resists].oid, minted[resists].name()).await;
+}
+
+/// Hears when access of all is cut, and how many endings were told before that.
+#[derive(Default)]
+struct Hears {
+    settled: AtomicUsize,
+    cut_after: Mutex<Vec<usize>>,
+}
+
+impl Listener for Hears {
+    fn settled(&self, _place: usize, outcome: Result<Gone, RevokeError>) {
+        outcome.unwrap();
+        self.settled.fetch_add(1, Ordering::SeqCst);
+    }
+    fn cut(&self) {
+        self.cut_after.lock().push(self.settled.load(Ordering::SeqCst));
+    }
+}
+
+#[tokio::test]
+async fn groups_that_come_one_after_the_other_are_cut_together() {
+    const GROUPS: usize = 12;
+    const EACH: usize = 20;
+    if !available("groups_that_come_one_after_the_other_are_cut_together") {
+        return;
+    }
+    let mut settings = THROW_AWAY.to_vec();
+    settings.push(("log_statement", "all"));
+    let bench = Bench::on(Arc::new(Cluster::start(&settings)), "groups", Mode::Functions, "").await;
+    let names: Vec<String> = (0..GROUPS * EACH).map(|i| format!("g{i}")).collect();
+    let minted = futures::stream::iter(&names).map(|name| bench.mint(name, &["read"])).buffer_unordered(6);
+    let leases: Vec<Lease> = minted.map(|m| m.lease).collect().await;
+    let hears: Vec<Hears> = (0..GROUPS).map(|_| Hears::default()).collect();
+    let groups = leases.chunks(EACH).zip(&hears).map(|(some, hears)| bench.connector.revoke_all(some, NOW, hears));
+    futures::future::join_all(groups).await;
+    for hears in &hears {
+        assert_eq!(hears.settled.load(Ordering::SeqCst), EACH);
+        assert_eq!(
+            *hears.cut_after.lock(),
+            [0],
+            "whoever waits for a turn hears at once, and once, that this one is done with it"
+        );
+    }
+    // The first alone, perhaps one more while the sessions are made, then all that have come by then.
+    let cuts = bench.cluster.log().matches("SELECT countersign.shut(").count();
+    assert!((1..=4).contains(&cuts), "{cuts} statements for {GROUPS} groups");
+}
+
 /// Guarantee 4: access that can be cut at once is cut at once, however many roles are being dropped for others.
 #[tokio::test]
 async fn one_behind_many_is_cut_before_they_are_gone() {
@@ -81,9 +159,20 @@ async fn one_behind_many_is_cut_before_they_are_gone() {
     let admin = bench.admin().await;
     let names: Vec<String> = (0..MANY).map(|i| format!("m{i}")).collect();
     let minted = futures::stream::iter(&names).map(|name| bench.mint(name, &["read"])).buffer_unordered(6);
-    let many: Vec<Lease> = minted.map(|m| m.lease).collect().await;
+    let others: Vec<Minting> = minted.collect().await;
+    let many: Vec<Lease> = others.iter().map(|m| m.lease.clone()).collect();
     let one = bench.mint("one", &["read"]).await;
     let session = bench.login(&one).await.unwrap();
+    // Sessions that don't go hold both turns, before any role of theirs is dropped.
+    let mut held = Vec::new();
+    for m in [&others[0], &others[MANY / 2]] {
+        let session = bench.login(m).await.unwrap();
+        let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        held.push((session, Pid::from_raw(pid).unwrap()));
+    }
+    for (_, pid) in &held {
+        kill_process(*pid, Signal::STOP).unwrap();
+    }
     let roles = "SELECT count(*) FILTER (WHERE NOT rolcanlogin), count(*) FROM pg_roles WHERE starts_with(rolname, $1) AND oid <> $2";
     let left = async || {
         let row = admin.query_one(roles, &[&bench.prefix, &one.oid]).await.unwrap();
@@ -95,7 +184,11 @@ async fn one_behind_many_is_cut_before_they_are_gone() {
         let ending = bench.connector.revoke(&one.lease, NOW);
         let cut = async {
             until("the one's session is cut", async || session.is_closed()).await;
-            left().await.1
+            let left = left().await.1;
+            for (_, pid) in &held {
+                kill_process(*pid, Signal::CONT).unwrap();
+            }
+            left
         };
         tokio::join!(ending, cut)
     };

@@ -68,5 +68,7 @@ const EXPEL: &str = "SELECT count(pg_terminate_backend(a.pid)) FROM pg_stat_acti
      WHERE starts_with(r.rolname, 'bare_')";
 const NO_LOGIN: &str = "DO $$ DECLARE v text; BEGIN FOR v IN SELECT rolname FROM pg_roles WHERE starts_with(rolname, 'bare_') LOOP \
      BEGIN EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD NULL CONNECTION LIMIT 0', v); EXCEPTION WHEN OTHERS THEN NULL; END; END LOOP; END $$";
-const DROP: &str = "DO $$ DECLARE v text; BEGIN FOR v IN SELECT rolname FROM pg_roles WHERE starts_with(rolname, 'bare_') LOOP \
-     EXECUTE format('DROP OWNED BY %I CASCADE', v); EXECUTE format('DROP ROLE %I', v); END LOOP; END $$";
+/// 256 at once: with each statement the server works out anew what the broker's login is a member of.
+const DROP: &str = "DO $$ DECLARE v text; BEGIN FOR v IN SELECT string_agg(rolname, ', ') FROM \
+     (SELECT rolname, row_number() OVER () / 256 AS part FROM pg_roles WHERE starts_with(rolname, 'bare_')) AS r GROUP BY part LOOP \
+     EXECUTE format('DROP OWNED BY %s CASCADE', v); EXECUTE format('DROP ROLE %s', v); END LOOP; END $$";

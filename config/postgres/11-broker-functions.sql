@@ -102,6 +102,7 @@ DECLARE
   v_groups text;
   v_moved text;
   v_errors jsonb;
+  v_is_astray bool;
   v_shared jsonb := '[]';
 BEGIN
   p_out := '[]';
@@ -135,7 +136,14 @@ BEGIN
           v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'REVOKE', 'message', SQLERRM);
         END;
       END LOOP;
-      IF NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE')) THEN
+      -- Usually both are members as the role was made; pg_has_role would go through all leases there are, each time.
+      SELECT count(DISTINCT m.member) < (CASE WHEN current_user = session_user THEN 1 ELSE 2 END) INTO v_is_astray FROM pg_auth_members m
+       WHERE m.roleid = v.oid AND m.member IN (session_user::regrole, current_user::regrole)
+         AND (to_jsonb(m)->>'inherit_option')::bool IS NOT FALSE;
+      IF v_is_astray THEN
+        v_is_astray := NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE'));
+      END IF;
+      IF v_is_astray THEN
         BEGIN
           EXECUTE format('GRANT %I TO %I', v.name, session_user);
           IF current_user <> session_user THEN
@@ -199,22 +207,37 @@ END $countersign$;
 CREATE OR REPLACE FUNCTION countersign.drop(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
 PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
--- In: lock_ms, roles [{name}]. Out: [{name, error}]. Each role is one subtransaction: all of it or nothing.
+-- In: lock_ms, roles [{name}]. Out: [{name, error}]. As many roles in one subtransaction as go together: with each statement
+-- the server works out anew what the broker is a member of, which is all leases there are. Where one resists, fewer; it
+-- alone gets an error.
 DECLARE
-  v text;
+  v_names text[] := ARRAY(SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j);
+  v_at int := 1;
+  v_many int := cardinality(v_names);
+  v_some text;
   v_error jsonb;
 BEGIN
   p_out := '[]';
   PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
-  FOR v IN SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j LOOP
+  WHILE v_at <= cardinality(v_names) LOOP
     v_error := NULL;
     BEGIN
-      EXECUTE format('DROP OWNED BY %I CASCADE', v);
-      EXECUTE format('DROP ROLE %I', v);
-    EXCEPTION WHEN undefined_object THEN NULL; WHEN OTHERS THEN
-      v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+      SELECT string_agg(quote_ident(n), ', ') INTO v_some FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
+      EXECUTE format('DROP OWNED BY %s CASCADE', v_some);
+      EXECUTE format('DROP ROLE %s', v_some);
+    EXCEPTION WHEN OTHERS THEN
+      IF v_many > 1 THEN
+        v_many := v_many / 4 + 1;
+        CONTINUE;
+      END IF;
+      IF SQLSTATE <> '42704' THEN -- it is gone already
+        v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+      END IF;
     END;
-    p_out := p_out || jsonb_build_object('name', v, 'error', v_error);
+    SELECT p_out || coalesce(jsonb_agg(jsonb_build_object('name', n, 'error', v_error)), '[]') INTO p_out
+      FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
+    v_at := v_at + v_many;
+    v_many := v_many * 2;
   END LOOP;
 END;
 END $countersign$;

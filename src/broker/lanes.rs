@@ -17,7 +17,8 @@ use crate::core::lease::{Lease, LeaseState};
 
 use super::turns::Work;
 
-/// A group that is tried for the first time keeps its turn no longer than this: if it hangs, the next one comes.
+/// A group that is tried for the first time keeps its turn until access is cut, and no longer than this: if it hangs, the
+/// next one comes.
 const TURN: Duration = Duration::from_secs(2);
 /// Turns at one target, of all its resources, of what gives its turn back after [`TURN`].
 const FRESH_TURNS_MAX: usize = 16;

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt;
+use futures::channel::mpsc::UnboundedSender;
 use parking_lot::Mutex;
 
-use crate::connector::{Connector, RevokeError};
+use crate::connector::{Connector, Gone, Listener, RevokeError};
 use crate::core::event::Urgency;
 use crate::core::grant::Grant;
 use crate::core::id::{LeaseId, ResourceName};
@@ -74,16 +76,41 @@ pub(super) struct ToEnd {
     pub(super) urgency: Urgency,
 }
 
-/// A turn that is given back, however its task ends.
+/// A turn that is given back once, however its task ends.
 struct Held {
     broker: Arc<Broker>,
     lane: LaneName,
+    is_over: AtomicBool,
+}
+
+impl Held {
+    fn give_back(&self) {
+        if !self.is_over.swap(true, Ordering::SeqCst) {
+            self.broker.driver.lanes.lock().give_back(&self.lane);
+            self.broker.start_turns(&self.lane.target);
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.broker.driver.lanes.lock().give_back(&self.lane);
-        self.broker.start_turns(&self.lane.target);
+        self.give_back();
+    }
+}
+
+/// Hears of endings at the target: outcomes go where they are recorded, and once access is cut the turn is another's.
+struct Hears<'a> {
+    held: &'a Held,
+    told: UnboundedSender<(usize, Result<Gone, RevokeError>)>,
+}
+
+impl Listener for Hears<'_> {
+    fn settled(&self, place: usize, outcome: Result<Gone, RevokeError>) {
+        // Whoever records lives as long as this.
+        let _ = self.told.unbounded_send((place, outcome));
+    }
+    fn cut(&self) {
+        self.held.give_back();
     }
 }
 
@@ -117,8 +144,8 @@ impl Broker {
 
     async fn take_turn(self: &Arc<Self>, turn: Turn) {
         let Turn { lane, connector, works } = turn;
-        let held = Held { broker: Arc::clone(self), lane: lane.clone() };
-        let mut ending = std::pin::pin!(self.end_group(&lane, connector.as_ref(), works));
+        let held = Held { broker: Arc::clone(self), lane: lane.clone(), is_over: AtomicBool::new(false) };
+        let mut ending = std::pin::pin!(self.end_group(&held, connector.as_ref(), works));
         let well = match lane.kind.turn() {
             None => ending.await,
             Some(longest) => {
@@ -126,7 +153,7 @@ impl Broker {
                     biased;
                     well = &mut ending => well,
                     () = self.clock.clock().sleep(longest) => {
-                        drop(held);
+                        held.give_back();
                         ending.await
                     }
                 }
@@ -138,7 +165,8 @@ impl Broker {
     }
 
     /// False if some have to be tried again.
-    async fn end_group(self: &Arc<Self>, lane: &LaneName, connector: &dyn Connector, works: Vec<Work>) -> bool {
+    async fn end_group(self: &Arc<Self>, held: &Held, connector: &dyn Connector, works: Vec<Work>) -> bool {
+        let lane = &held.lane;
         let mut todo = Vec::with_capacity(works.len());
         // As they stand by now: while one waited, it may have come to its end otherwise.
         let read = |work: Work| async move {
@@ -159,7 +187,7 @@ impl Broker {
             return true;
         }
         if lane.kind == Kind::First {
-            return self.end_together(connector, todo).await;
+            return self.end_together(held, connector, todo).await;
         }
         let mut well = true;
         for (work, lease) in todo {
@@ -178,7 +206,7 @@ impl Broker {
     }
 
     /// Ends leases in one call. Each is recorded as soon as it is known, while others are still being ended.
-    async fn end_together(&self, connector: &dyn Connector, todo: Vec<(Work, Lease)>) -> bool {
+    async fn end_together(&self, held: &Held, connector: &dyn Connector, todo: Vec<(Work, Lease)>) -> bool {
         if todo.is_empty() {
             return true;
         }
@@ -187,9 +215,9 @@ impl Broker {
         let mut works: Vec<Option<Work>> = works.into_iter().map(Some).collect();
         let (told, outcomes) = futures::channel::mpsc::unbounded();
         let ending = async {
-            let settled = |place, outcome| _ = told.unbounded_send((place, outcome));
-            connector.revoke_all(&leases, self.clock.passed(), &settled).await;
-            told.close_channel();
+            let hears = Hears { held, told };
+            connector.revoke_all(&leases, self.clock.passed(), &hears).await;
+            hears.told.close_channel();
         };
         let leases = &leases;
         let recording = outcomes

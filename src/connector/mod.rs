@@ -92,8 +92,19 @@ pub enum RevokeError {
     },
 }
 
-/// Is told what became of one of many endings: its place among them, and the outcome.
-pub type Settled<'a> = dyn Fn(usize, Result<Gone, RevokeError>) + Send + Sync + 'a;
+/// Is told how many endings go on. A closure hears what [became of each](Listener::settled).
+pub trait Listener: Send + Sync {
+    /// What became of one of them: its place among them, and the outcome.
+    fn settled(&self, place: usize, outcome: Result<Gone, RevokeError>);
+    /// Access of all that could be cut at once is cut, and what is left to do is in nobody's way: others may begin.
+    fn cut(&self) {}
+}
+
+impl<F: Fn(usize, Result<Gone, RevokeError>) + Send + Sync> Listener for F {
+    fn settled(&self, place: usize, outcome: Result<Gone, RevokeError>) {
+        self(place, outcome);
+    }
+}
 
 /// Endings in one [`Connector::revoke_all`], unless the [connector says otherwise](Connector::endings_together).
 pub const ENDINGS_TOGETHER: usize = 64;
@@ -217,10 +228,10 @@ pub trait Connector: Send + Sync {
     /// Ends many. Endings that are due together may share statements; the default is each for itself, at most
     /// [`ENDINGS_AT_ONCE`] at a time. Each outcome is told as soon as it is known, exactly once, by the lease's place
     /// in `leases`: one that resists holds up no other's record.
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, settled: &Settled<'_>) {
+    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, listener: &dyn Listener) {
         let mut endings = Vec::with_capacity(leases.len());
         for (place, lease) in leases.iter().enumerate() {
-            endings.push(async move { settled(place, self.revoke(lease, now).await) });
+            endings.push(async move { listener.settled(place, self.revoke(lease, now).await) });
         }
         futures::stream::iter(endings).buffer_unordered(ENDINGS_AT_ONCE).collect::<()>().await;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use countersign::connector::{
-    Away, Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevokeError, Settled, SweepError,
+    Away, Connector, Found, Gap, Gone, Listener, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
 };
 use countersign::core::id::{LeaseId, Timestamp};
 use countersign::core::lease::{Handle, Lease, LeaseIntent};
@@ -65,8 +65,8 @@ impl Connector for Counting {
     ) -> Result<Gone, RevokeError> {
         self.inner.revoke_unknown(lease, known, now).await
     }
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, settled: &Settled<'_>) {
-        self.inner.revoke_all(leases, now, settled).await;
+    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, listener: &dyn Listener) {
+        self.inner.revoke_all(leases, now, listener).await;
     }
     async fn probe(&self) -> Result<(), Away> {
         self.inner.probe().await

@@ -8,18 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_postgres::types::Type;
 
 use super::alone;
 use super::ending::Ending;
 use super::fail::Fail;
+use super::gather::Gather;
 use super::pool::Conn;
 use super::shared::{EXCHANGE, MINT_SESSION, Shared, TURN};
 use super::shut::{MANY, shut};
 use super::steps::{TOGETHER_ROLES_MAX, cut, drop_roles, prove, silence};
-use crate::connector::{Gone, RevokeError, Settled};
+use crate::connector::{Gone, Listener, RevokeError};
 
 /// In shared statements nobody waits long for a lock that one saboteur holds.
 const LOCK_MS: u32 = 25;
@@ -32,10 +32,9 @@ const REPLAY: Duration = Duration::from_secs(5);
 /// dropping them takes seconds.
 const BEHIND: usize = 64;
 
-/// Endings that wait for a turn: who gets one takes along everybody who waits.
+/// Endings that wait for a turn.
 pub struct Queue {
-    waiting: Mutex<Vec<Job>>,
-    turns: Arc<Semaphore>,
+    jobs: Gather<Job>,
     /// Roles that are being ended in a turn.
     at_work: AtomicUsize,
 }
@@ -48,12 +47,12 @@ struct Job {
 impl Queue {
     /// With so many turns at once.
     pub fn new(turns: usize) -> Self {
-        Self { waiting: Mutex::new(Vec::new()), turns: Arc::new(Semaphore::new(turns)), at_work: AtomicUsize::new(0) }
+        Self { jobs: Gather::new(turns), at_work: AtomicUsize::new(0) }
     }
 
     /// How many roles are before one that comes now.
     fn before(&self) -> usize {
-        self.waiting.lock().len() + self.at_work.load(Ordering::SeqCst)
+        self.jobs.waiting() + self.at_work.load(Ordering::SeqCst)
     }
 }
 
@@ -81,21 +80,23 @@ pub async fn end(core: &Arc<Shared>, ending: Ending) -> Result<Gone, RevokeError
     finish(core, answer, TURN).await
 }
 
-/// Nobody keeps their access for as long as others' roles are being dropped.
-async fn cut_first(core: &Shared, endings: &[Ending]) {
-    if endings.len() >= MANY || core.queue.before() >= BEHIND {
-        shut(core, endings).await;
-    }
+/// Nobody keeps their access for as long as others' roles are being dropped. True if all were cut that could be.
+async fn cut_first(core: &Arc<Shared>, endings: &[Ending]) -> bool {
+    let is_worth_it = endings.len() >= MANY || core.queue.before() >= BEHIND;
+    is_worth_it && shut(core, endings).await
 }
 
 /// Ends many at once, and tells of each by its place as soon as it is settled. One that resists goes on alone only if there is a turn
 /// for it right now: the caller's own turn must not wait for those of saboteurs.
-pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, settled: &Settled<'_>) {
+pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, listener: &dyn Listener) {
     let (places, endings): (Vec<usize>, Vec<Ending>) = endings.into_iter().unzip();
-    cut_first(core, &endings).await;
+    if cut_first(core, &endings).await {
+        listener.cut();
+    }
     let answers = places.into_iter().zip(enqueue(core, endings));
-    let each =
-        answers.map(|(place, answer)| async move { settled(place, finish(core, Some(answer), Duration::ZERO).await) });
+    let each = answers.map(|(place, answer)| async move {
+        listener.settled(place, finish(core, Some(answer), Duration::ZERO).await)
+    });
     futures::future::join_all(each).await;
 }
 
@@ -109,7 +110,7 @@ fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<En
             (Job { ending, done }, answer)
         })
         .unzip();
-    core.queue.waiting.lock().extend(jobs);
+    core.queue.jobs.put(jobs);
     for _ in 0..leaders {
         // A task of its own: whoever waits may be dropped, and the others' endings must not be dropped with it.
         tokio::spawn(lead(Arc::clone(core)));
@@ -119,12 +120,8 @@ fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<En
 
 /// Takes a turn, and with it everybody who waits.
 async fn lead(core: Arc<Shared>) {
-    let Ok(_turn) = Arc::clone(&core.queue.turns).acquire_owned().await else { return };
-    let (jobs, _at_work) = {
-        let mut waiting = core.queue.waiting.lock();
-        let count = waiting.len().min(TOGETHER_ROLES_MAX);
-        (waiting.drain(..count).collect::<Vec<_>>(), AtWork::on(&core.queue, count))
-    };
+    let (jobs, _turn) = core.queue.jobs.turn(TOGETHER_ROLES_MAX).await;
+    let _at_work = AtWork::on(&core.queue, jobs.len());
     let (endings, dones): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.ending, job.done)).unzip();
     for (ending, done) in together(&core, endings).await.into_iter().zip(dones) {
         // Nobody waits any more: the ending is idempotent, the next attempt finds it done.

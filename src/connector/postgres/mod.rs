@@ -9,6 +9,7 @@ mod check_db;
 mod end;
 mod ending;
 mod fail;
+mod gather;
 mod ident;
 mod last;
 mod leave;
@@ -36,8 +37,8 @@ use self::ending::Ending;
 use self::op::Op;
 use self::shared::{EXCHANGE, MINT_DEADLINE, Shared, TURN};
 use super::{
-    Away, Connector, Found, Gap, Gone, MintContext, MintError, Minted, Revocability, RevocabilityMode, RevokeError,
-    Settled, SweepError,
+    Away, Connector, Found, Gap, Gone, Listener, MintContext, MintError, Minted, Revocability, RevocabilityMode,
+    RevokeError, SweepError,
 };
 use crate::config::{Problem, Resource, Target};
 use crate::core::id::Timestamp;
@@ -137,15 +138,15 @@ impl Connector for PostgresConnector {
         end::end(&self.core, self.ending(lease)?).await
     }
 
-    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp, settled: &Settled<'_>) {
+    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp, listener: &dyn Listener) {
         let mut endings = Vec::with_capacity(leases.len());
         for (place, lease) in leases.iter().enumerate() {
             match self.ending(lease) {
                 Ok(ending) => endings.push((place, ending)),
-                Err(foreign) => settled(place, Err(foreign)),
+                Err(foreign) => listener.settled(place, Err(foreign)),
             }
         }
-        end::end_all(&self.core, endings, settled).await;
+        end::end_all(&self.core, endings, listener).await;
     }
 
     fn endings_together(&self) -> usize {

@@ -11,9 +11,11 @@ use tokio::sync::Semaphore;
 use super::end::Queue;
 use super::ending::Ending;
 use super::fail::Fail;
+use super::gather::Gather;
 use super::last::LastResort;
 use super::pool::{CONNECT_TIMEOUT, Dial, Lent, Pool, STATEMENT_TIMEOUT, UNANSWERED};
 use super::settings::{Plan, Standby};
+use super::shut::Group;
 use super::spares::Spares;
 use crate::connector::{Away, Extent};
 use crate::time::Clock;
@@ -24,8 +26,8 @@ pub const MINTS_MAX: usize = 6;
 pub const TOGETHER_MAX: usize = 2;
 /// Endings at once that need more than that.
 pub const ALONE_MAX: usize = 3;
-/// Cuts of many at once; more wait.
-pub const SHUT_MAX: usize = 2;
+/// Statements at once that cut many; whoever waits shares the next one.
+pub const SHUT_MAX: usize = 1;
 /// Sessions for endings: those above, and one for sweeps and checks.
 pub const ENDS_MAX: usize = TOGETHER_MAX + ALONE_MAX + SHUT_MAX + 1;
 /// How long to wait for a session's turn.
@@ -62,6 +64,8 @@ pub struct Shared {
     pub watch: Arc<Pool>,
     /// Endings that wait for one another's statements.
     pub queue: Queue,
+    /// Those whose access is to be cut together.
+    pub cuts: Gather<Group>,
     /// Turns of endings that need more.
     pub alone: Semaphore,
     base: Arc<Path>,
@@ -84,6 +88,7 @@ impl Shared {
             ends: home(ENDS_MAX),
             watch: home(ALONE_MAX),
             queue: Queue::new(TOGETHER_MAX),
+            cuts: Gather::new(SHUT_MAX),
             alone: Semaphore::new(ALONE_MAX),
             others: Mutex::new(HashMap::new()),
             base,

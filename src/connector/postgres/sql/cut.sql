@@ -7,6 +7,7 @@ DECLARE
   v_groups text;
   v_moved text;
   v_errors jsonb;
+  v_is_astray bool;
   v_shared jsonb := '[]';
 BEGIN
   p_out := '[]';
@@ -40,7 +41,14 @@ BEGIN
           v_errors := v_errors || jsonb_build_object('code', SQLSTATE, 'at', 'REVOKE', 'message', SQLERRM);
         END;
       END LOOP;
-      IF NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE')) THEN
+      -- Usually both are members as the role was made; pg_has_role would go through all leases there are, each time.
+      SELECT count(DISTINCT m.member) < (CASE WHEN current_user = session_user THEN 1 ELSE 2 END) INTO v_is_astray FROM pg_auth_members m
+       WHERE m.roleid = v.oid AND m.member IN (session_user::regrole, current_user::regrole)
+         AND (to_jsonb(m)->>'inherit_option')::bool IS NOT FALSE;
+      IF v_is_astray THEN
+        v_is_astray := NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE'));
+      END IF;
+      IF v_is_astray THEN
         BEGIN
           EXECUTE format('GRANT %I TO %I', v.name, session_user);
           IF current_user <> session_user THEN

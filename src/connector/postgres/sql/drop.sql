@@ -1,18 +1,33 @@
--- In: lock_ms, roles [{name}]. Out: [{name, error}]. Each role is one subtransaction: all of it or nothing.
+-- In: lock_ms, roles [{name}]. Out: [{name, error}]. As many roles in one subtransaction as go together: with each statement
+-- the server works out anew what the broker is a member of, which is all leases there are. Where one resists, fewer; it
+-- alone gets an error.
 DECLARE
-  v text;
+  v_names text[] := ARRAY(SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j);
+  v_at int := 1;
+  v_many int := cardinality(v_names);
+  v_some text;
   v_error jsonb;
 BEGIN
   p_out := '[]';
   PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
-  FOR v IN SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j LOOP
+  WHILE v_at <= cardinality(v_names) LOOP
     v_error := NULL;
     BEGIN
-      EXECUTE format('DROP OWNED BY %I CASCADE', v);
-      EXECUTE format('DROP ROLE %I', v);
-    EXCEPTION WHEN undefined_object THEN NULL; WHEN OTHERS THEN
-      v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+      SELECT string_agg(quote_ident(n), ', ') INTO v_some FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
+      EXECUTE format('DROP OWNED BY %s CASCADE', v_some);
+      EXECUTE format('DROP ROLE %s', v_some);
+    EXCEPTION WHEN OTHERS THEN
+      IF v_many > 1 THEN
+        v_many := v_many / 4 + 1;
+        CONTINUE;
+      END IF;
+      IF SQLSTATE <> '42704' THEN -- it is gone already
+        v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+      END IF;
     END;
-    p_out := p_out || jsonb_build_object('name', v, 'error', v_error);
+    SELECT p_out || coalesce(jsonb_agg(jsonb_build_object('name', n, 'error', v_error)), '[]') INTO p_out
+      FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
+    v_at := v_at + v_many;
+    v_many := v_many * 2;
   END LOOP;
 END;
