@@ -512,3 +512,22 @@ async fn what_the_reviewer_and_the_digest_see() {
     assert_eq!(of(&["read"])["groups"], serde_json::json!(["read_says"]));
     assert_ne!(of(&["read"]), of(&["read", "write"]));
 }
+
+/// What the broker makes under a login that SQL must quote, it also ends.
+#[tokio::test]
+async fn a_login_whose_name_must_be_quoted_ends_what_it_made() {
+    if !available("a_login_whose_name_must_be_quoted_ends_what_it_made") {
+        return;
+    }
+    for (tag, mode) in [("quoted", Mode::Direct), ("quotedf", Mode::Functions)] {
+        let bench = Bench::on(Arc::new(Cluster::start(THROW_AWAY)), tag, mode, "").await;
+        let admin = bench.admin().await;
+        let login = format!("Broker of {tag}");
+        admin.batch_execute(&format!("ALTER ROLE {} RENAME TO \"{login}\"", bench.broker)).await.unwrap();
+        let connector = bench.another(&bench.prefix, &[("user", login.into())]);
+        let intent = bench.intent("one", &["read"]);
+        let one = Minting::of(intent.clone(), connector.mint(&intent, None, &context()).await.unwrap());
+        connector.revoke(&one.lease, NOW).await.unwrap();
+        nothing_left(&admin, one.oid, one.name()).await;
+    }
+}

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use countersign::connector::{Connector, Gone, Listener, RevokeError};
+use countersign::core::event::Urgency;
 use countersign::core::id::Timestamp;
 use countersign::core::lease::Lease;
 use end_all::end_all;
@@ -133,7 +134,10 @@ async fn groups_that_come_one_after_the_other_are_cut_together() {
     let minted = futures::stream::iter(&names).map(|name| bench.mint(name, &["read"])).buffer_unordered(6);
     let leases: Vec<Lease> = minted.map(|m| m.lease).collect().await;
     let hears: Vec<Hears> = (0..GROUPS).map(|_| Hears::default()).collect();
-    let groups = leases.chunks(EACH).zip(&hears).map(|(some, hears)| bench.connector.revoke_all(some, NOW, hears));
+    let groups = leases
+        .chunks(EACH)
+        .zip(&hears)
+        .map(|(some, hears)| bench.connector.revoke_all(some, NOW, Urgency::Over, hears));
     futures::future::join_all(groups).await;
     for hears in &hears {
         assert_eq!(hears.settled.load(Ordering::SeqCst), EACH);

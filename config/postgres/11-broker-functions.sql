@@ -103,6 +103,7 @@ DECLARE
   v_moved text;
   v_errors jsonb;
   v_is_astray bool;
+  v_own oid[] := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.rolname IN (session_user, current_user));
   v_shared jsonb := '[]';
 BEGIN
   p_out := '[]';
@@ -129,7 +130,7 @@ BEGIN
       END;
       -- What a lease gave away: on 15 a role may grant itself to others, and take itself from the broker.
       FOR v_row IN SELECT m.roleid::regrole::text AS granted, m.member::regrole::text AS holder FROM pg_auth_members m
-           WHERE m.roleid = v.oid AND m.member NOT IN (session_user::regrole, current_user::regrole) LOOP
+           WHERE m.roleid = v.oid AND m.member <> ALL (v_own) LOOP
         BEGIN
           EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.holder);
         EXCEPTION WHEN OTHERS THEN
@@ -137,8 +138,8 @@ BEGIN
         END;
       END LOOP;
       -- Usually both are members as the role was made; pg_has_role would go through all leases there are, each time.
-      SELECT count(DISTINCT m.member) < (CASE WHEN current_user = session_user THEN 1 ELSE 2 END) INTO v_is_astray FROM pg_auth_members m
-       WHERE m.roleid = v.oid AND m.member IN (session_user::regrole, current_user::regrole)
+      SELECT count(DISTINCT m.member) < cardinality(v_own) INTO v_is_astray FROM pg_auth_members m
+       WHERE m.roleid = v.oid AND m.member = ANY (v_own)
          AND (to_jsonb(m)->>'inherit_option')::bool IS NOT FALSE;
       IF v_is_astray THEN
         v_is_astray := NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE'));
@@ -180,11 +181,12 @@ END $countersign$;
 CREATE OR REPLACE FUNCTION countersign.shut(p_in jsonb, OUT p_out jsonb) RETURNS jsonb
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $countersign$ BEGIN
 PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
--- In: lock_ms, roles [{name}]. Out: how many memberships were taken. Many at once, before anything else is done with any of them: without
+-- In: lock_ms, roles [{name}]. Out: {taken, failed}, memberships. Many at once, before anything else is done with any of them: without
 -- its groups a lease has no CONNECT and no data. What fails here is done role by role afterwards (cut), so that it may.
 DECLARE
   v_row record;
   v_taken int := 0;
+  v_failed int := 0;
 BEGIN
   PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
   FOR v_row IN
@@ -197,10 +199,10 @@ BEGIN
     BEGIN
       EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.members);
       v_taken := v_taken + v_row.n;
-    EXCEPTION WHEN OTHERS THEN NULL;
+    EXCEPTION WHEN OTHERS THEN v_failed := v_failed + v_row.n;
     END;
   END LOOP;
-  p_out := to_jsonb(v_taken);
+  p_out := jsonb_build_object('taken', v_taken, 'failed', v_failed);
 END;
 END $countersign$;
 
@@ -209,11 +211,12 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $coun
 PERFORM countersign.check_name(j->>'name') FROM jsonb_array_elements(p_in->'roles') AS j;
 -- In: lock_ms, roles [{name}]. Out: [{name, error}]. As many roles in one subtransaction as go together: with each statement
 -- the server works out anew what the broker is a member of, which is all leases there are. Where one resists, fewer; it
--- alone gets an error.
+-- alone gets an error. Those that it is too late for get one too: a statement that runs out of time would lose all.
 DECLARE
   v_names text[] := ARRAY(SELECT j->>'name' FROM jsonb_array_elements(p_in->'roles') AS j);
   v_at int := 1;
   v_many int := cardinality(v_names);
+  v_resists_to int := 0;
   v_some text;
   v_error jsonb;
 BEGIN
@@ -221,23 +224,31 @@ BEGIN
   PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
   WHILE v_at <= cardinality(v_names) LOOP
     v_error := NULL;
-    BEGIN
-      SELECT string_agg(quote_ident(n), ', ') INTO v_some FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
-      EXECUTE format('DROP OWNED BY %s CASCADE', v_some);
-      EXECUTE format('DROP ROLE %s', v_some);
-    EXCEPTION WHEN OTHERS THEN
-      IF v_many > 1 THEN
-        v_many := v_many / 4 + 1;
-        CONTINUE;
-      END IF;
-      IF SQLSTATE <> '42704' THEN -- it is gone already
-        v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
-      END IF;
-    END;
+    IF clock_timestamp() > statement_timestamp() + interval '3 s' THEN
+      v_many := cardinality(v_names);
+      v_error := jsonb_build_object('code', '57014', 'at', 'DROP', 'message', 'no time was left for it, since others resist');
+    ELSE
+      BEGIN
+        SELECT string_agg(quote_ident(n), ', ') INTO v_some FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
+        EXECUTE format('DROP OWNED BY %s CASCADE', v_some);
+        EXECUTE format('DROP ROLE %s', v_some);
+      EXCEPTION WHEN OTHERS THEN
+        IF v_many > 1 THEN
+          v_resists_to := least(v_at + v_many - 1, cardinality(v_names));
+          v_many := v_many / 4 + 1;
+          CONTINUE;
+        END IF;
+        IF SQLSTATE <> '42704' THEN -- it is gone already
+          v_error := jsonb_build_object('code', SQLSTATE, 'at', 'DROP', 'message', SQLERRM);
+        END IF;
+      END;
+    END IF;
     SELECT p_out || coalesce(jsonb_agg(jsonb_build_object('name', n, 'error', v_error)), '[]') INTO p_out
       FROM unnest(v_names[v_at:v_at + v_many - 1]) AS n;
     v_at := v_at + v_many;
-    v_many := v_many * 2;
+    IF v_at > v_resists_to THEN
+      v_many := v_many * 2;
+    END IF;
   END LOOP;
 END;
 END $countersign$;

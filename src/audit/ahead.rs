@@ -5,12 +5,15 @@
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::Scope;
+use std::thread::{Builder, Scope};
 
 use super::disk::Disk;
 use super::merkle::Hash;
 use super::scan::{Record, SegmentScan, Step};
 use super::segment::{self, Header};
+
+/// More would wait for the walk.
+const READERS_MAX: usize = 4;
 
 /// What the walk takes from a record.
 #[derive(Debug, Clone, Copy)]
@@ -78,17 +81,19 @@ impl Ahead {
         dir: &'scope Path,
         firsts: &'scope [u64],
     ) -> Self {
-        let count = disk.readers().min(firsts.len());
+        let count = disk.readers().min(firsts.len()).min(READERS_MAX);
         let reader = |n: usize| {
             let (to, from) = sync_channel(1);
-            scope.spawn(move || {
+            let read = move || {
                 for first in firsts.iter().skip(n).step_by(count) {
                     // The walk is over before its end: nobody waits for the rest.
                     if to.send(Sound::read(disk, &dir.join(segment::file_name(*first)))).is_err() {
                         return;
                     }
                 }
-            });
+            };
+            // Without a thread, its sender is dropped, and the walk reads what it would have read.
+            let _ = Builder::new().name("journal-ahead".into()).spawn_scoped(scope, read);
             from
         };
         Self { readers: if count > 1 { (0..count).map(reader).collect() } else { Vec::new() }, next: 0 }

@@ -90,8 +90,8 @@ pub enum BrokerError {
         /// Why.
         why: String,
     },
-    /// The journal can't be written: nothing is minted (guarantee 8).
-    #[error("the broker can't record anything now, so it does nothing: {0}")]
+    /// The journal can't be written, or didn't say in time whether it was: nothing is minted (guarantee 8).
+    #[error("the broker can't record it now: {0}")]
     Unavailable(String),
     /// The journal can't be written: what is to end is ended all the same (guarantee 8).
     #[error("it is being ended now, and recorded as soon as the journal can be written: {0}")]

@@ -214,11 +214,14 @@ impl Lane {
         self.waiting.insert((work.urgency, *last, count), work);
     }
 
+    /// The next ones, as urgent as each other: what is less urgent holds nobody up at the target either.
     fn take(&mut self, max: usize) -> Vec<Work> {
-        let mut out = Vec::new();
+        let mut out: Vec<Work> = Vec::new();
         while out.len() < max
-            && let Some(((_, place, _), work)) = self.waiting.pop_first()
+            && let Some(next) = self.waiting.first_entry()
+            && out.first().is_none_or(|first| first.urgency == next.key().0)
         {
+            let ((_, place, _), work) = next.remove_entry();
             self.reached = self.reached.max(place);
             out.push(work);
         }

@@ -38,7 +38,7 @@ impl Broker {
     /// it can be called again: what is done isn't done twice.
     pub async fn start_up(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
         if *self.run.lock() == Run::Unrecorded {
-            if let Err(error) = self.record_start(start, start.clock_set_back, hashes).await {
+            if let Err(error) = self.record_start(start.clock_set_back, hashes).await {
                 if start.clock_set_back {
                     // Endings don't wait for the record (guarantee 8).
                     let open = self.store.open_grants().await?;
@@ -65,7 +65,7 @@ impl Broker {
         self.enforce_freezes().await;
         if start.clock_set_back {
             // Said again, as settled: until this is on record, the next run does all of it once more (guarantee 10).
-            self.record_start(start, false, hashes).await?;
+            self.record_start(false, hashes).await?;
         }
         failpoint::at(Point::StartSettled);
         *self.run.lock() = Run::Started;
@@ -104,19 +104,15 @@ impl Broker {
     }
 
     /// Urgent: a full disk must not keep endings from going on after a restart (guarantee 8).
-    async fn record_start(
-        &self,
-        start: Start,
-        clock_set_back: bool,
-        hashes: &BTreeMap<String, Digest>,
-    ) -> Result<(), BrokerError> {
+    async fn record_start(&self, clock_set_back: bool, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
         let clock = self.clock.clock();
         let began = BrokerEvent::RunStarted {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: clock.boot_id(),
             boot_ms: clock.boot_ms(),
             wall: clock.wall(),
-            starts_at: start.at,
+            // By the same look at the clock as `boot_ms`: a start may come to be recorded long after it.
+            starts_at: self.now(),
             clock_set_back,
         };
         let events = [began, BrokerEvent::ConfigurationLoaded { hashes: hashes.clone() }];

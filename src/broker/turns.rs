@@ -211,12 +211,14 @@ impl Broker {
             return true;
         }
         failpoint::at(Point::RevokeAsk);
+        // A turn is of equals.
+        let urgency = todo.iter().map(|(work, _)| work.urgency).min().unwrap_or(Urgency::Over);
         let (works, leases): (Vec<Work>, Vec<Lease>) = todo.into_iter().unzip();
         let mut works: Vec<Option<Work>> = works.into_iter().map(Some).collect();
         let (told, outcomes) = futures::channel::mpsc::unbounded();
         let ending = async {
             let hears = Hears { held, told };
-            connector.revoke_all(&leases, self.clock.passed(), &hears).await;
+            connector.revoke_all(&leases, self.clock.passed(), urgency, &hears).await;
             hears.told.close_channel();
         };
         let leases = &leases;

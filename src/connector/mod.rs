@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use serde::Serialize;
 
+use crate::core::event::Urgency;
 use crate::core::id::Timestamp;
 use crate::core::lease::{Evidence, Handle, Lease, LeaseIntent};
 use crate::core::permission::Permission;
@@ -225,10 +226,10 @@ pub trait Connector: Send + Sync {
         self.revoke(lease, now).await
     }
 
-    /// Ends many. Endings that are due together may share statements; the default is each for itself, at most
+    /// Ends many that are equally urgent. Endings that are due together may share statements, the most urgent first; the default is each for itself, at most
     /// [`ENDINGS_AT_ONCE`] at a time. Each outcome is told as soon as it is known, exactly once, by the lease's place
     /// in `leases`: one that resists holds up no other's record.
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, listener: &dyn Listener) {
+    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, _urgency: Urgency, listener: &dyn Listener) {
         let mut endings = Vec::with_capacity(leases.len());
         for (place, lease) in leases.iter().enumerate() {
             endings.push(async move { listener.settled(place, self.revoke(lease, now).await) });

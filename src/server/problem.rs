@@ -208,7 +208,8 @@ impl From<BrokerError> for Failure {
                 "journal-unavailable",
                 "The broker can't record",
                 detail,
-                "Nothing was done. Try again in a few seconds; if it stays so, the operator must look at the journal's disk.",
+                "No credential was given. It may come to be recorded all the same, so look before you do it again; a request with the same \
+                 Idempotency-Key is asked once only. If it stays so, the operator must look at the journal's disk or database.",
             )
             .after(5),
             E::Unrecorded(_) => problem(

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use countersign::connector::{
     Away, Connector, Found, Gap, Gone, Listener, MintContext, MintError, Minted, Revocability, RevokeError, SweepError,
 };
+use countersign::core::event::Urgency;
 use countersign::core::id::{LeaseId, Timestamp};
 use countersign::core::lease::{Handle, Lease, LeaseIntent};
 use countersign::core::permission::Permission;
@@ -65,8 +66,8 @@ impl Connector for Counting {
     ) -> Result<Gone, RevokeError> {
         self.inner.revoke_unknown(lease, known, now).await
     }
-    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, listener: &dyn Listener) {
-        self.inner.revoke_all(leases, now, listener).await;
+    async fn revoke_all(&self, leases: &[Lease], now: Timestamp, urgency: Urgency, listener: &dyn Listener) {
+        self.inner.revoke_all(leases, now, urgency, listener).await;
     }
     async fn probe(&self) -> Result<(), Away> {
         self.inner.probe().await

@@ -2,9 +2,11 @@
 //! journal offline, or put something between it and its targets.
 #![allow(dead_code)] // each test binary uses a part
 
+#[path = "free_ports.rs"]
+mod free_ports;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use countersign::keys::{Keys, Origin};
 use countersign::store::embedded::journal_dir;
 use countersign::store::engine::read_record;
 use countersign::time::{Clock as _, SystemClock};
+use free_ports::free_ports;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -74,19 +77,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Below the range from which the kernel takes ports for outgoing connections, so that nobody takes one while the
-    /// broker restarts.
     fn free() -> Self {
-        let next = || {
-            loop {
-                let [a, b] = countersign::keys::random::random_bytes::<2>(&countersign::keys::random::SystemRandom);
-                let port = 10_000 + u16::from_be_bytes([a, b]) % 22_000;
-                if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                    return port;
-                }
-            }
-        };
-        Self { agent: next(), mtls: next(), reviewer: next(), metrics: next() }
+        let [agent, mtls, reviewer, metrics] = free_ports();
+        Self { agent, mtls, reviewer, metrics }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ends many leases in one call and waits for all of them.
 
 use countersign::connector::{Connector, Gone, RevokeError};
+use countersign::core::event::Urgency;
 use countersign::core::id::Timestamp;
 use countersign::core::lease::Lease;
 use parking_lot::Mutex;
@@ -11,6 +12,6 @@ pub async fn end_all(connector: &dyn Connector, leases: &[Lease], now: Timestamp
     let settled = |place: usize, outcome: Result<Gone, RevokeError>| {
         assert!(told.lock()[place].replace(outcome).is_none(), "{place} was told twice");
     };
-    connector.revoke_all(leases, now, &settled).await;
+    connector.revoke_all(leases, now, Urgency::Over, &settled).await;
     told.into_inner().into_iter().map(|outcome| outcome.expect("one was never told")).collect()
 }

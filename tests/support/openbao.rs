@@ -68,7 +68,10 @@ impl OpenBao {
     /// The same, with TLS by this CA's certificate for 127.0.0.1: (CA, certificate, key), all PEM.
     pub async fn start_with(test: &str, max_request_secs: u64, tls: Option<(&str, &str, &str)>) -> Option<Self> {
         let binary = bao_binary(test)?;
-        let (dir, port, cluster) = (tempfile::tempdir().unwrap(), free_port(), free_port());
+        let dir = tempfile::tempdir().unwrap();
+        // Held until both are chosen: they are two.
+        let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, cluster] = held.map(|listener| listener.local_addr().unwrap().port());
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
         let mut client = reqwest::Client::builder().no_proxy();

@@ -5,7 +5,6 @@
 //! find none, on standbys too → prepared transactions → what it owned → the role → counts by OID.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -14,12 +13,12 @@ use tokio_postgres::types::Type;
 use super::alone;
 use super::ending::Ending;
 use super::fail::Fail;
-use super::gather::Gather;
 use super::pool::Conn;
 use super::shared::{EXCHANGE, MINT_SESSION, Shared, TURN};
 use super::shut::{MANY, shut};
 use super::steps::{TOGETHER_ROLES_MAX, cut, drop_roles, prove, silence};
 use crate::connector::{Gone, Listener, RevokeError};
+use crate::core::event::Urgency;
 
 /// In shared statements nobody waits long for a lock that one saboteur holds.
 const LOCK_MS: u32 = 25;
@@ -32,68 +31,35 @@ const REPLAY: Duration = Duration::from_secs(5);
 /// dropping them takes seconds.
 const BEHIND: usize = 64;
 
-/// Endings that wait for a turn.
-pub struct Queue {
-    jobs: Gather<Job>,
-    /// Roles that are being ended in a turn.
-    at_work: AtomicUsize,
-}
-
-struct Job {
+/// An ending that waits for a turn.
+pub struct Job {
     ending: Ending,
     done: oneshot::Sender<Ending>,
 }
 
-impl Queue {
-    /// With so many turns at once.
-    pub fn new(turns: usize) -> Self {
-        Self { jobs: Gather::new(turns), at_work: AtomicUsize::new(0) }
-    }
-
-    /// How many roles are before one that comes now.
-    fn before(&self) -> usize {
-        self.jobs.waiting() + self.at_work.load(Ordering::SeqCst)
-    }
-}
-
-/// Roles that are being ended, however that ends.
-struct AtWork<'a>(&'a Queue, usize);
-
-impl<'a> AtWork<'a> {
-    fn on(queue: &'a Queue, count: usize) -> Self {
-        queue.at_work.fetch_add(count, Ordering::SeqCst);
-        Self(queue, count)
-    }
-}
-
-impl Drop for AtWork<'_> {
-    fn drop(&mut self) {
-        self.0.at_work.fetch_sub(self.1, Ordering::SeqCst);
-    }
-}
-
 /// Ends one role, in shared statements if others are due now, alone if it resists.
 pub async fn end(core: &Arc<Shared>, ending: Ending) -> Result<Gone, RevokeError> {
-    let endings = vec![ending];
-    cut_first(core, &endings).await;
-    let answer = enqueue(core, endings).pop();
+    // How urgent one is that resisted before, or that a sweep found, isn't known here.
+    let (urgency, endings) = (Urgency::Over, vec![ending]);
+    cut_first(core, urgency, &endings).await;
+    let answer = enqueue(core, urgency, endings).pop();
     finish(core, answer, TURN).await
 }
 
 /// Nobody keeps their access for as long as others' roles are being dropped. True if all were cut that could be.
-async fn cut_first(core: &Arc<Shared>, endings: &[Ending]) -> bool {
+async fn cut_first(core: &Arc<Shared>, urgency: Urgency, endings: &[Ending]) -> bool {
     let is_worth_it = endings.len() >= MANY || core.queue.before() >= BEHIND;
-    is_worth_it && shut(core, endings).await
+    is_worth_it && shut(core, urgency, endings).await
 }
 
 /// Ends many at once, and tells of each by its place as soon as it is settled. One that resists goes on alone only if there is a turn
 /// for it right now: the caller's own turn must not wait for those of saboteurs.
-pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, listener: &dyn Listener) {
+pub async fn end_all(core: &Arc<Shared>, urgency: Urgency, endings: Vec<(usize, Ending)>, listener: &dyn Listener) {
     let (places, endings): (Vec<usize>, Vec<Ending>) = endings.into_iter().unzip();
-    if cut_first(core, &endings).await {
+    if cut_first(core, urgency, &endings).await {
         listener.cut();
     }
-    let answers = places.into_iter().zip(enqueue(core, endings));
+    let answers = places.into_iter().zip(enqueue(core, urgency, endings));
     let each = answers.map(|(place, answer)| async move {
         listener.settled(place, finish(core, Some(answer), Duration::ZERO).await)
     });
@@ -101,16 +67,14 @@ pub async fn end_all(core: &Arc<Shared>, endings: Vec<(usize, Ending)>, listener
 }
 
 /// Puts them into the queue, with as many leaders as they need.
-fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<Ending>> {
+fn enqueue(core: &Arc<Shared>, urgency: Urgency, endings: Vec<Ending>) -> Vec<oneshot::Receiver<Ending>> {
     let leaders = endings.len().div_ceil(TOGETHER_ROLES_MAX);
-    let (jobs, answers): (Vec<Job>, Vec<_>) = endings
-        .into_iter()
-        .map(|ending| {
-            let (done, answer) = oneshot::channel();
-            (Job { ending, done }, answer)
-        })
-        .unzip();
-    core.queue.jobs.put(jobs);
+    let mut answers = Vec::with_capacity(endings.len());
+    for ending in endings {
+        let (done, answer) = oneshot::channel();
+        core.queue.put(urgency, 1, Job { ending, done });
+        answers.push(answer);
+    }
     for _ in 0..leaders {
         // A task of its own: whoever waits may be dropped, and the others' endings must not be dropped with it.
         tokio::spawn(lead(Arc::clone(core)));
@@ -120,9 +84,9 @@ fn enqueue(core: &Arc<Shared>, endings: Vec<Ending>) -> Vec<oneshot::Receiver<En
 
 /// Takes a turn, and with it everybody who waits.
 async fn lead(core: Arc<Shared>) {
-    let (jobs, _turn) = core.queue.jobs.turn(TOGETHER_ROLES_MAX).await;
-    let _at_work = AtWork::on(&core.queue, jobs.len());
-    let (endings, dones): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.ending, job.done)).unzip();
+    let mut turn = core.queue.turn(TOGETHER_ROLES_MAX).await;
+    let (endings, dones): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut turn.jobs).into_iter().map(|job| (job.ending, job.done)).unzip();
     for (ending, done) in together(&core, endings).await.into_iter().zip(dones) {
         // Nobody waits any more: the ending is idempotent, the next attempt finds it done.
         let _ = done.send(ending);

@@ -41,6 +41,7 @@ use super::{
     RevokeError, SweepError,
 };
 use crate::config::{Problem, Resource, Target};
+use crate::core::event::Urgency;
 use crate::core::id::Timestamp;
 use crate::core::lease::{Handle, Lease, LeaseIntent};
 use crate::core::permission::Permission;
@@ -138,7 +139,7 @@ impl Connector for PostgresConnector {
         end::end(&self.core, self.ending(lease)?).await
     }
 
-    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp, listener: &dyn Listener) {
+    async fn revoke_all(&self, leases: &[Lease], _now: Timestamp, urgency: Urgency, listener: &dyn Listener) {
         let mut endings = Vec::with_capacity(leases.len());
         for (place, lease) in leases.iter().enumerate() {
             match self.ending(lease) {
@@ -146,7 +147,7 @@ impl Connector for PostgresConnector {
                 Err(foreign) => listener.settled(place, Err(foreign)),
             }
         }
-        end::end_all(&self.core, endings, listener).await;
+        end::end_all(&self.core, urgency, endings, listener).await;
     }
 
     fn endings_together(&self) -> usize {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::end::Queue;
+use super::end::Job;
 use super::ending::Ending;
 use super::fail::Fail;
 use super::gather::Gather;
@@ -63,7 +63,7 @@ pub struct Shared {
     /// Sessions that look for what stands in the way.
     pub watch: Arc<Pool>,
     /// Endings that wait for one another's statements.
-    pub queue: Queue,
+    pub queue: Gather<Job>,
     /// Those whose access is to be cut together.
     pub cuts: Gather<Group>,
     /// Turns of endings that need more.
@@ -87,7 +87,7 @@ impl Shared {
             mints: home(MINTS_MAX),
             ends: home(ENDS_MAX),
             watch: home(ALONE_MAX),
-            queue: Queue::new(TOGETHER_MAX),
+            queue: Gather::new(TOGETHER_MAX),
             cuts: Gather::new(SHUT_MAX),
             alone: Semaphore::new(ALONE_MAX),
             others: Mutex::new(HashMap::new()),

@@ -23,7 +23,7 @@ use crate::store::{Freeze, StoreError};
 use slot::{Slot, Trouble, mark_of, open_db};
 
 /// The form of what is kept. Older forms are rebuilt; newer ones are refused.
-const FORM: u64 = 3;
+const FORM: u64 = 5;
 /// sled's own default is 1 GiB.
 const CACHE_BYTES: u64 = 24 << 20;
 /// sled flushes and tidies up by itself this often. Each snapshot is flushed when it is kept, so this is for the rest.

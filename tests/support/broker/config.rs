@@ -1,10 +1,14 @@
 //! A full configuration in a folder: the shipped policies, people, agents, tiers, a catalogue with tokens and PostgreSQL.
 
-use std::net::TcpListener;
+#[path = "../free_ports.rs"]
+mod free_ports;
+
 use std::path::Path;
 
 use countersign::identity::dev_authority::DevAuthority;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+use free_ports::free_ports;
 
 use super::oidc_provider::CLIENT;
 use super::{DOMAIN, Plan, target};
@@ -19,17 +23,9 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Below the range from which the kernel takes ports for outgoing connections, so that nobody takes one while
-    /// the broker restarts.
     pub fn free() -> Self {
-        let next = || loop {
-            let [a, b] = countersign::keys::random::random_bytes::<2>(&countersign::keys::random::SystemRandom);
-            let port = 10_000 + u16::from_be_bytes([a, b]) % 22_000;
-            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-                return port;
-            }
-        };
-        Self { agent: next(), mtls: next(), reviewer: next(), metrics: next() }
+        let [agent, mtls, reviewer, metrics] = free_ports();
+        Self { agent, mtls, reviewer, metrics }
     }
     pub fn agent_url(&self) -> String {
         format!("https://localhost:{}", self.agent)

@@ -8,6 +8,7 @@ DECLARE
   v_moved text;
   v_errors jsonb;
   v_is_astray bool;
+  v_own oid[] := ARRAY(SELECT r.oid FROM pg_roles r WHERE r.rolname IN (session_user, current_user));
   v_shared jsonb := '[]';
 BEGIN
   p_out := '[]';
@@ -34,7 +35,7 @@ BEGIN
       END;
       -- What a lease gave away: on 15 a role may grant itself to others, and take itself from the broker.
       FOR v_row IN SELECT m.roleid::regrole::text AS granted, m.member::regrole::text AS holder FROM pg_auth_members m
-           WHERE m.roleid = v.oid AND m.member NOT IN (session_user::regrole, current_user::regrole) LOOP
+           WHERE m.roleid = v.oid AND m.member <> ALL (v_own) LOOP
         BEGIN
           EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.holder);
         EXCEPTION WHEN OTHERS THEN
@@ -42,8 +43,8 @@ BEGIN
         END;
       END LOOP;
       -- Usually both are members as the role was made; pg_has_role would go through all leases there are, each time.
-      SELECT count(DISTINCT m.member) < (CASE WHEN current_user = session_user THEN 1 ELSE 2 END) INTO v_is_astray FROM pg_auth_members m
-       WHERE m.roleid = v.oid AND m.member IN (session_user::regrole, current_user::regrole)
+      SELECT count(DISTINCT m.member) < cardinality(v_own) INTO v_is_astray FROM pg_auth_members m
+       WHERE m.roleid = v.oid AND m.member = ANY (v_own)
          AND (to_jsonb(m)->>'inherit_option')::bool IS NOT FALSE;
       IF v_is_astray THEN
         v_is_astray := NOT (pg_has_role(session_user, v.oid, 'USAGE') AND pg_has_role(current_user, v.oid, 'USAGE'));

@@ -1,8 +1,9 @@
--- In: lock_ms, roles [{name}]. Out: how many memberships were taken. Many at once, before anything else is done with any of them: without
+-- In: lock_ms, roles [{name}]. Out: {taken, failed}, memberships. Many at once, before anything else is done with any of them: without
 -- its groups a lease has no CONNECT and no data. What fails here is done role by role afterwards (cut), so that it may.
 DECLARE
   v_row record;
   v_taken int := 0;
+  v_failed int := 0;
 BEGIN
   PERFORM set_config('lock_timeout', p_in->>'lock_ms', true);
   FOR v_row IN
@@ -15,8 +16,8 @@ BEGIN
     BEGIN
       EXECUTE format('REVOKE %s FROM %s', v_row.granted, v_row.members);
       v_taken := v_taken + v_row.n;
-    EXCEPTION WHEN OTHERS THEN NULL;
+    EXCEPTION WHEN OTHERS THEN v_failed := v_failed + v_row.n;
     END;
   END LOOP;
-  p_out := to_jsonb(v_taken);
+  p_out := jsonb_build_object('taken', v_taken, 'failed', v_failed);
 END;

@@ -102,6 +102,8 @@ impl Active {
         if self.written >= self.end + AHEAD_BYTES / 2 || from >= to {
             return Ok(());
         }
+        // Zeros behind the end of a file that somebody cut off would make it as long as it was, and nobody would see it.
+        same(&self.path, self.stat, self.file.stat().at("look at", &self.path)?)?;
         let zeros = vec![0; usize::try_from(to - from).unwrap_or(0)];
         match self.file.write_at(&zeros, from) {
             Ok(()) => self.written = to,
@@ -128,12 +130,43 @@ impl Active {
 
 /// Checks that a file is still there under its path, the same one, and as long as it was (REGRESSIONS R7).
 pub(super) fn check_present(disk: &dyn Disk, path: &Path, stat: Stat) -> Result<(), Error> {
-    let changed = |what: String| Err(Error::Changed { file: path.to_owned(), what });
     match disk.stat(path) {
-        Ok(now) if now == stat => Ok(()),
-        Ok(now) if now.id != stat.id => changed("was replaced by another file".into()),
-        Ok(now) => changed(format!("went from {} to {} bytes", stat.len, now.len)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => changed("was removed or renamed".into()),
+        Ok(now) => same(path, stat, now),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => changed(path, "was removed or renamed".into()),
         Err(e) => Err(Error::io("look at", path, e)),
+    }
+}
+
+fn same(path: &Path, was: Stat, now: Stat) -> Result<(), Error> {
+    if now == was {
+        Ok(())
+    } else if now.id != was.id {
+        changed(path, "was replaced by another file".into())
+    } else {
+        changed(path, format!("went from {} to {} bytes", was.len, now.len))
+    }
+}
+
+fn changed(path: &Path, what: String) -> Result<(), Error> {
+    Err(Error::Changed { file: path.to_owned(), what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::disk::RealDisk;
+    use crate::audit::merkle::Hash;
+
+    #[test]
+    fn zeros_ahead_hide_no_file_that_was_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let header = Header { first_seq: 1, made_ms: 0, prev: Hash::ZERO, root: Hash::ZERO };
+        let mut active = Active::create(&RealDisk, dir.path(), &header, &Options::default()).unwrap().unwrap();
+        active.write_ahead().unwrap();
+        active.written = active.end;
+        let len = active.stat.len;
+        std::fs::File::options().write(true).open(&active.path).unwrap().set_len(active.end).unwrap();
+        assert!(matches!(active.write_ahead(), Err(Error::Changed { .. })));
+        assert_ne!(std::fs::metadata(&active.path).unwrap().len(), len, "it is as short as it was found");
     }
 }
