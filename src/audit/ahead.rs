@@ -100,7 +100,7 @@ impl Ahead {
     }
 
     /// The next of the segments if it is sound. `None`: whoever asks must read it.
-    pub fn next(&mut self) -> Option<Sound> {
+    pub fn take(&mut self) -> Option<Sound> {
         let reader = self.readers.get(self.next)?;
         self.next = (self.next + 1) % self.readers.len();
         reader.recv().ok().flatten()

@@ -110,7 +110,7 @@ pub fn walk(disk: &dyn Disk, dir: &Path, known: &Known, from: Walked) -> Result<
     if let Some((last, finished)) = firsts.get(done..).and_then(<[u64]>::split_last) {
         std::thread::scope(|scope| {
             let mut ahead = Ahead::start(scope, disk, dir, finished);
-            finished.iter().try_for_each(|first| match ahead.next() {
+            finished.iter().try_for_each(|first| match ahead.take() {
                 Some(sound) => walker.sound(*first, &sound),
                 None => walker.segment(disk, dir, *first, false),
             })

@@ -15,7 +15,7 @@ use crate::mutation::Mutation;
 use crate::store::Batch;
 
 use super::endings::What;
-use super::run_clock::Start;
+use super::run_clock::{Leap, Start};
 use super::{Broker, BrokerError, Rules};
 
 /// A start that could not be recorded is tried again after this.
@@ -157,12 +157,21 @@ impl Broker {
                     let why = "the clock was set back; it is looked for as if that was noticed now";
                     self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
-                // Its mint may be under way still, though the clock says that the time for that is over (guarantee 5).
-                LeaseState::Unknown { not_before, .. }
-                    if start.may_have_leapt && *not_before < self.not_under_way(rules, &lease.intent) =>
-                {
-                    let why = "the clock may have leapt while the broker was down; it is looked for as if that was noticed now";
-                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
+                // Its mint may be under way still, though the clock says that the time for that is over (guarantee 5). By how
+                // much it leapt is added, if that is known: else a broker that restarts again and again would never look.
+                LeaseState::Unknown { not_before, .. } if start.leap != Leap::None => {
+                    let longest = self.not_under_way(rules, &lease.intent);
+                    let moved = match start.leap {
+                        Leap::Ms(ms) => not_before.plus_ms(ms).min(longest),
+                        Leap::None | Leap::Unknown => longest,
+                    };
+                    if *not_before < moved {
+                        let why = "the clock may have leapt while the broker was down; it is looked for as much later"
+                            .to_owned();
+                        let lease = lease.intent.lease;
+                        let command = Command::Unknown { lease, why, handle: None, not_before: moved };
+                        self.command(grant.id, &command, true).await?;
+                    }
                 }
                 // That it was noticed by a right clock says nothing of the one by which it was tried last.
                 LeaseState::Revoking { since, progress } | LeaseState::Unknown { since, progress, .. }

@@ -2,6 +2,7 @@
 //! journal offline, or put something between it and its targets.
 #![allow(dead_code)] // each test binary uses a part
 
+#[allow(clippy::duplicate_mod)] // tests that have both kinds of broker
 #[path = "free_ports.rs"]
 mod free_ports;
 

@@ -28,7 +28,7 @@ pub struct Turn<'a, J> {
     pub jobs: Vec<J>,
     of: &'a Gather<J>,
     roles: usize,
-    _turn: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<J> Gather<J> {
@@ -66,7 +66,7 @@ impl<J> Gather<J> {
             jobs.push(job);
         }
         state.at_work += roles;
-        Turn { jobs, of: self, roles, _turn: turn }
+        Turn { jobs, of: self, roles, _permit: turn }
     }
 
     /// Everybody who waits, without a turn.

@@ -1,5 +1,6 @@
 //! A full configuration in a folder: the shipped policies, people, agents, tiers, a catalogue with tokens and PostgreSQL.
 
+#[allow(clippy::duplicate_mod)] // tests that have both kinds of broker
 #[path = "../free_ports.rs"]
 mod free_ports;
 
