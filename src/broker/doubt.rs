@@ -11,7 +11,6 @@ use crate::core::lease::{Handle, LeaseIntent};
 use crate::mutation::Mutation;
 
 use super::mint::not_now;
-use super::run_clock::UNEVEN_MS;
 use super::{Broker, BrokerError};
 
 /// How often a lease whose answer couldn't be recorded is tried again.
@@ -47,8 +46,7 @@ impl Broker {
         if Mutation::LookTooEarly.is_on() {
             return self.now();
         }
-        let deadline = u64::try_from(connector.mint_deadline().as_millis()).unwrap_or(u64::MAX);
-        self.now().plus_ms(deadline.saturating_add(UNEVEN_MS))
+        self.now().plus_ms(u64::try_from(connector.mint_deadline().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Says that a lease is in doubt: now, or as soon as that can be recorded.

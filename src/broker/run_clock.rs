@@ -35,28 +35,10 @@ pub struct Start {
     /// True if grants in force must be ended: the clock was set back, now or before an earlier run that did not come to
     /// settling that.
     pub clock_set_back: bool,
-    /// By how much less time may have passed since the last run than the broker's clock says. What was to be over by then may
-    /// be under way.
-    pub leap: Leap,
+    /// True if less time may have passed since the last run than the broker's clock says: after a boot, or when the wall
+    /// clock was set ahead meanwhile. What was to be over by then may be under way.
+    pub may_have_leapt: bool,
 }
-
-/// How far the broker's clock is ahead of the time that has passed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leap {
-    /// It isn't.
-    None,
-    /// The wall clock was set ahead meanwhile, by so much.
-    Ms(u64),
-    /// Nobody knows how long a boot took.
-    Unknown,
-}
-
-/// Two clocks of one machine are never quite together: this far apart, and a thousandth of the time between two runs, is no
-/// leap. What waits for a mint to be over waits for [`UNEVEN_MS`] longer, so that however often a broker restarts meanwhile,
-/// what each start passes over adds up to less.
-const UNEVEN_START_MS: u64 = 2;
-/// See [`UNEVEN_START_MS`].
-pub const UNEVEN_MS: u64 = 2_000;
 
 /// Where a run begins, from what the last one left and what the clocks say.
 pub fn start(last_run: Option<&BrokerEvent>, last_at: Timestamp, clock: &dyn Clock) -> Start {
@@ -73,20 +55,13 @@ pub fn start(last_run: Option<&BrokerEvent>, last_at: Timestamp, clock: &dyn Clo
     // Noticed by a run that didn't come to ending all that was in force: it is to be done still.
     let not_settled = matches!(last_run, Some(BrokerEvent::RunStarted { clock_set_back: true, .. }));
     let expected = by_boot_clock.unwrap_or(last_at);
-    let leap = match (by_boot_clock, last_run) {
-        (Some(passed), Some(BrokerEvent::RunStarted { starts_at, .. })) => {
-            let ahead = wall.0.saturating_sub(passed.0);
-            let between = passed.0.saturating_sub(starts_at.0);
-            if ahead > UNEVEN_START_MS + between / 1000 { Leap::Ms(ahead) } else { Leap::None }
-        }
-        _ => Leap::Unknown,
-    };
+    let may_have_leapt = by_boot_clock.is_none_or(|passed| wall > passed);
     if Mutation::SetBackUnnoticed.is_on() {
-        Start { at: wall, clock_set_back: false, leap }
+        Start { at: wall, clock_set_back: false, may_have_leapt }
     } else if wall.plus_ms(BACK_MS_MAX) < expected {
-        Start { at: wall, clock_set_back: true, leap }
+        Start { at: wall, clock_set_back: true, may_have_leapt }
     } else {
-        Start { at: wall.max(expected), clock_set_back: not_settled, leap }
+        Start { at: wall.max(expected), clock_set_back: not_settled, may_have_leapt }
     }
 }
 
@@ -178,21 +153,21 @@ mod tests {
         // clock and the record, but in the boot-time clock.
         let fake = Fake(Mutex::new((T + 1_800_000, 3_601_000, "b")));
         let s = start(Some(&run("b", 1000, T)), Timestamp(T + 10), &fake);
-        assert_eq!(s, Start { at: Timestamp(T + 1_800_000), clock_set_back: true, leap: Leap::None });
+        assert_eq!(s, Start { at: Timestamp(T + 1_800_000), clock_set_back: true, may_have_leapt: false });
         // Slow by some seconds: the boot-time clock's word counts, and nothing is ended.
         let fake = Fake(Mutex::new((T + 3_590_000, 3_601_000, "b")));
         let s = start(Some(&run("b", 1000, T)), Timestamp(T + 10), &fake);
-        assert_eq!(s, Start { at: Timestamp(T + 3_600_000), clock_set_back: false, leap: Leap::None });
+        assert_eq!(s, Start { at: Timestamp(T + 3_600_000), clock_set_back: false, may_have_leapt: false });
     }
 
     #[test]
     fn ten_years_forward_and_back_leave_a_broker_that_works() {
         let fake = Fake(Mutex::new((T + TEN_YEARS, 5, "c")));
         let forward = start(Some(&run("b", 1000, T)), Timestamp(T), &fake);
-        assert_eq!(forward, Start { at: Timestamp(T + TEN_YEARS), clock_set_back: false, leap: Leap::Unknown });
+        assert_eq!(forward, Start { at: Timestamp(T + TEN_YEARS), clock_set_back: false, may_have_leapt: true });
         let fake = Fake(Mutex::new((T + 60_000, 50_000, "c")));
         let back = start(Some(&run("c", 5, T + TEN_YEARS)), Timestamp(T + TEN_YEARS + 1), &fake);
-        assert_eq!(back, Start { at: Timestamp(T + 60_000), clock_set_back: true, leap: Leap::None });
+        assert_eq!(back, Start { at: Timestamp(T + 60_000), clock_set_back: true, may_have_leapt: false });
     }
 
     #[test]
@@ -207,16 +182,13 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_is_what_the_wall_clock_is_ahead_of_the_boot_time_clock() {
-        let leap = |wall, boot_ms, boot_id| {
+    fn a_leap_is_possible_after_a_boot_and_when_the_wall_clock_is_ahead_of_the_boot_time_clock() {
+        let leapt = |wall, boot_ms, boot_id| {
             let fake = Fake(Mutex::new((wall, boot_ms, boot_id)));
-            start(Some(&run("b", 1000, T)), Timestamp(T), &fake).leap
+            start(Some(&run("b", 1000, T)), Timestamp(T), &fake).may_have_leapt
         };
-        assert_eq!(leap(T + 2_000, 5, "c"), Leap::Unknown, "nobody knows how long a boot took");
-        assert_eq!(leap(T + TEN_YEARS, 3_000, "b"), Leap::Ms(TEN_YEARS - 2_000));
-        assert_eq!(leap(T + 2_000, 3_000, "b"), Leap::None);
-        assert_eq!(leap(T + 2_004, 3_000, "b"), Leap::None, "clocks of one machine");
-        assert_eq!(leap(T + 2_005, 3_000, "b"), Leap::Ms(5));
-        assert_eq!(leap(T + 1_000, 3_000, "b"), Leap::None, "slow");
+        assert!(leapt(T + 2_000, 5, "c"), "nobody knows how long a boot took");
+        assert!(leapt(T + TEN_YEARS, 3_000, "b"));
+        assert!(!leapt(T + 2_000, 3_000, "b"));
     }
 }

@@ -15,7 +15,7 @@ use crate::mutation::Mutation;
 use crate::store::Batch;
 
 use super::endings::What;
-use super::run_clock::{Leap, Start};
+use super::run_clock::Start;
 use super::{Broker, BrokerError, Rules};
 
 /// A start that could not be recorded is tried again after this.
@@ -38,7 +38,7 @@ impl Broker {
     /// it can be called again: what is done isn't done twice.
     pub async fn start_up(&self, start: Start, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
         if *self.run.lock() == Run::Unrecorded {
-            if let Err(error) = self.record_start(start.clock_set_back, hashes).await {
+            if let Err(error) = self.record_start(start, start.clock_set_back, hashes).await {
                 if start.clock_set_back {
                     // Endings don't wait for the record (guarantee 8).
                     let open = self.store.open_grants().await?;
@@ -65,7 +65,7 @@ impl Broker {
         self.enforce_freezes().await;
         if start.clock_set_back {
             // Said again, as settled: until this is on record, the next run does all of it once more (guarantee 10).
-            self.record_start(false, hashes).await?;
+            self.record_start(start, false, hashes).await?;
         }
         failpoint::at(Point::StartSettled);
         *self.run.lock() = Run::Started;
@@ -104,15 +104,19 @@ impl Broker {
     }
 
     /// Urgent: a full disk must not keep endings from going on after a restart (guarantee 8).
-    async fn record_start(&self, clock_set_back: bool, hashes: &BTreeMap<String, Digest>) -> Result<(), BrokerError> {
+    async fn record_start(
+        &self,
+        start: Start,
+        clock_set_back: bool,
+        hashes: &BTreeMap<String, Digest>,
+    ) -> Result<(), BrokerError> {
         let clock = self.clock.clock();
         let began = BrokerEvent::RunStarted {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: clock.boot_id(),
             boot_ms: clock.boot_ms(),
             wall: clock.wall(),
-            // By the same look at the clock as `boot_ms`: a start may come to be recorded long after it.
-            starts_at: self.now(),
+            starts_at: start.at,
             clock_set_back,
         };
         let events = [began, BrokerEvent::ConfigurationLoaded { hashes: hashes.clone() }];
@@ -157,21 +161,12 @@ impl Broker {
                     let why = "the clock was set back; it is looked for as if that was noticed now";
                     self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
-                // Its mint may be under way still, though the clock says that the time for that is over (guarantee 5). By how
-                // much it leapt is added, if that is known: else a broker that restarts again and again would never look.
-                LeaseState::Unknown { not_before, .. } if start.leap != Leap::None => {
-                    let longest = self.not_under_way(rules, &lease.intent);
-                    let moved = match start.leap {
-                        Leap::Ms(ms) => not_before.plus_ms(ms).min(longest),
-                        Leap::None | Leap::Unknown => longest,
-                    };
-                    if *not_before < moved {
-                        let why = "the clock may have leapt while the broker was down; it is looked for as much later"
-                            .to_owned();
-                        let lease = lease.intent.lease;
-                        let command = Command::Unknown { lease, why, handle: None, not_before: moved };
-                        self.command(grant.id, &command, true).await?;
-                    }
+                // Its mint may be under way still, though the clock says that the time for that is over (guarantee 5).
+                LeaseState::Unknown { not_before, .. }
+                    if start.may_have_leapt && *not_before < self.not_under_way(rules, &lease.intent) =>
+                {
+                    let why = "the clock may have leapt while the broker was down; it is looked for as if that was noticed now";
+                    self.in_doubt(rules, grant.id, &lease.intent, why).await?;
                 }
                 // That it was noticed by a right clock says nothing of the one by which it was tried last.
                 LeaseState::Revoking { since, progress } | LeaseState::Unknown { since, progress, .. }

@@ -349,7 +349,7 @@ pub enum BrokerEvent {
         boot_ms: u64,
         /// The wall clock.
         wall: Timestamp,
-        /// The broker's clock, when the boot-time clock said `boot_ms`.
+        /// The broker's clock starts here.
         starts_at: Timestamp,
         /// True if the wall clock had been set back since the last run.
         clock_set_back: bool,
