@@ -226,8 +226,8 @@ pub trait Connector: Send + Sync {
         self.revoke(lease, now).await
     }
 
-    /// Ends many that are equally urgent. Endings that are due together may share statements, the most urgent first; the default is each for itself, at most
-    /// [`ENDINGS_AT_ONCE`] at a time. Each outcome is told as soon as it is known, exactly once, by the lease's place
+    /// Ends many that are equally urgent. Endings that are due together may share statements, the most urgent first; the
+    /// default is each for itself, at most [`ENDINGS_AT_ONCE`] at a time. Each outcome is told as soon as it is known, exactly once, by the lease's place
     /// in `leases`: one that resists holds up no other's record.
     async fn revoke_all(&self, leases: &[Lease], now: Timestamp, _urgency: Urgency, listener: &dyn Listener) {
         let mut endings = Vec::with_capacity(leases.len());

@@ -208,8 +208,8 @@ impl From<BrokerError> for Failure {
                 "journal-unavailable",
                 "The broker can't record",
                 detail,
-                "No credential was given. It may come to be recorded all the same, so look before you do it again; a request with the same \
-                 Idempotency-Key is asked once only. If it stays so, the operator must look at the journal's disk or database.",
+                "No credential was given. What you asked for may still come to be recorded: look before you repeat it, or repeat it with \
+                 the same Idempotency-Key. If it stays so, the operator must look at the journal's disk or database.",
             )
             .after(5),
             E::Unrecorded(_) => problem(
